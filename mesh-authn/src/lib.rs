@@ -1,0 +1,1 @@
+//! Proves who it is: mutual TLS for rustls, and JWT request authentication.

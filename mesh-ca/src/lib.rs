@@ -1,0 +1,1 @@
+//! An embeddable certificate authority for SPIFFE X.509-SVIDs.

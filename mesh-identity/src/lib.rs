@@ -1,0 +1,21 @@
+//! Who it is: the nouns that every crate of the family shares.
+//!
+//! - [`SpiffeId`] and [`TrustDomain`]: names that have passed every rule of the standard.
+//! - [`Workload`] and [`MeshSettings`]: whom policies are compiled for, and in which mesh.
+//! - [`manifest`]: Istio's resources as they are written, with a place for every problem.
+//! - [`VerifiedPeer`] and [`VerifiedToken`]: proof that somebody checked.
+//!
+//! No runtime, no clock, no I/O.
+
+mod claims;
+pub mod manifest;
+mod spiffe_id;
+mod trust_domain;
+mod verified;
+mod workload;
+
+pub use claims::Claims;
+pub use spiffe_id::{IstioIdentity, MAX_SPIFFE_ID_LEN, SpiffeId, SpiffeIdError, SpiffeIdRef};
+pub use trust_domain::{MAX_TRUST_DOMAIN_LEN, TrustDomain};
+pub use verified::{VerifiedPeer, VerifiedToken};
+pub use workload::{GATEWAY_NAME_LABEL, MeshSettings, TrustDomainPattern, Workload};

@@ -1,0 +1,126 @@
+//! Proof that somebody checked: the only things a policy accepts as identity.
+//!
+//! The constructors' name is an oath that a search finds. Only mesh-authn and tests call them;
+//! mesh-tower's `tidy` test holds that.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use crate::claims::Claims;
+use crate::spiffe_id::SpiffeId;
+
+/// The workload on the other end of a connection, its certificate and possession of the key proven.
+///
+/// An ID that nobody verified does not fit where one is asked for:
+///
+/// ```compile_fail,E0308
+/// let id: mesh_identity::SpiffeId = "spiffe://td/ns/a/sa/b".parse().unwrap();
+/// let peer: mesh_identity::VerifiedPeer = id;
+/// ```
+#[derive(Clone, Eq, PartialEq)]
+pub struct VerifiedPeer {
+    id: SpiffeId,
+    chain: Arc<[CertificateDer<'static>]>,
+    not_after: Option<UnixTime>,
+}
+
+impl VerifiedPeer {
+    /// Asserts that chain, handshake signature and SAN rules have been verified.
+    #[must_use]
+    pub fn assert_verified(id: SpiffeId) -> Self {
+        Self { id, chain: Arc::from([]), not_after: None }
+    }
+
+    /// Adds the certificates that proved it, leaf first, and when the proof ends: the earliest
+    /// `notAfter` of the verified path.
+    #[must_use]
+    pub fn with_chain(
+        mut self,
+        chain: impl Into<Arc<[CertificateDer<'static>]>>,
+        not_after: UnixTime,
+    ) -> Self {
+        self.chain = chain.into();
+        self.not_after = Some(not_after);
+        self
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The certificates it presented, leaf first; empty when they were not kept.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// When the proof ends ([SEC-TLS-12]); nothing when it is not known.
+    #[must_use]
+    pub fn not_after(&self) -> Option<UnixTime> {
+        self.not_after
+    }
+}
+
+impl fmt::Debug for VerifiedPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VerifiedPeer").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// The end user of a request, from a token whose signature, issuer, times and audience hold.
+#[derive(Clone, PartialEq)]
+pub struct VerifiedToken {
+    payload: Arc<Claims>,
+    view: Arc<Claims>,
+}
+
+impl VerifiedToken {
+    /// Asserts that a rule of a RequestAuthentication, or a JWT-SVID validation, has accepted the
+    /// token that carried these claims.
+    ///
+    /// `space_delimited` names the claims that policies see as lists ([SEM-JWT-61]).
+    #[must_use]
+    pub fn assert_verified<'n>(
+        payload: Claims,
+        space_delimited: impl IntoIterator<Item = &'n str>,
+    ) -> Self {
+        let payload = Arc::new(payload);
+        let view = payload.split_at_spaces(space_delimited);
+        let view = if view == *payload { Arc::clone(&payload) } else { Arc::new(view) };
+        Self { payload, view }
+    }
+
+    /// The claims as the token carried them.
+    #[must_use]
+    pub fn payload(&self) -> &Claims {
+        &self.payload
+    }
+
+    /// The claims as policies see them: `scope` and its like split into lists.
+    #[must_use]
+    pub fn view(&self) -> &Claims {
+        &self.view
+    }
+
+    /// `iss/sub`, the name Istio gives the user, when both are non-empty strings in the view.
+    #[must_use]
+    pub fn principal(&self) -> Option<String> {
+        let (issuer, subject) = (self.view.issuer()?, self.view.subject()?);
+        let named = !issuer.is_empty() && !subject.is_empty();
+        named.then(|| format!("{issuer}/{subject}"))
+    }
+}
+
+/// Claims are personal data: only the names of issuer and subject are shown.
+impl fmt::Debug for VerifiedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VerifiedToken")
+            .field("issuer", &self.payload.issuer())
+            .field("subject", &self.payload.subject())
+            .finish_non_exhaustive()
+    }
+}
