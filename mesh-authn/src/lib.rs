@@ -1,1 +1,3 @@
 //! Proves who it is: mutual TLS for rustls, and JWT request authentication.
+
+pub mod request;

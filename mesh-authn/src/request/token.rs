@@ -1,0 +1,268 @@
+//! One token: three parts, header and payload, checked in Envoy's order; not yet its signature.
+
+use std::borrow::Cow;
+
+use mesh_identity::Claims;
+use serde_json::{Map, Value};
+
+use super::base64url;
+use super::json;
+use super::options::Tolerance;
+use super::refusal::{Reason, StringClaim, TimeClaim};
+
+/// A token whose form is right. Nobody has looked at its signature.
+pub(super) struct ParsedToken<'t> {
+    pub(super) algorithm: Algorithm,
+    /// As written in the header; a key's `alg` is compared with it.
+    pub(super) kid: Option<String>,
+    /// `typ` of the header, if it is a string; JWT-SVIDs look at it.
+    pub(super) typ: Option<Value>,
+    pub(super) claims: Claims,
+    pub(super) times: Times,
+    pub(super) audiences: Vec<String>,
+    /// The payload part as it was in the token.
+    pub(super) payload_part: &'t [u8],
+    /// What is signed: header, dot, payload.
+    pub(super) signed: Cow<'t, [u8]>,
+    pub(super) signature: Vec<u8>,
+    /// What a strict reader would not have accepted.
+    pub(super) findings: Vec<Tolerance>,
+}
+
+/// The signature algorithms of RFC 7518 and RFC 8037 that Envoy knows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Algorithm {
+    Es256,
+    Es384,
+    Es512,
+    EdDsa,
+    Hs256,
+    Hs384,
+    Hs512,
+    Ps256,
+    Ps384,
+    Ps512,
+    Rs256,
+    Rs384,
+    Rs512,
+}
+
+impl Algorithm {
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "ES256" => Self::Es256,
+            "ES384" => Self::Es384,
+            "ES512" => Self::Es512,
+            "EdDSA" => Self::EdDsa,
+            "HS256" => Self::Hs256,
+            "HS384" => Self::Hs384,
+            "HS512" => Self::Hs512,
+            "PS256" => Self::Ps256,
+            "PS384" => Self::Ps384,
+            "PS512" => Self::Ps512,
+            "RS256" => Self::Rs256,
+            "RS384" => Self::Rs384,
+            "RS512" => Self::Rs512,
+            _ => return None,
+        })
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Es256 => "ES256",
+            Self::Es384 => "ES384",
+            Self::Es512 => "ES512",
+            Self::EdDsa => "EdDSA",
+            Self::Hs256 => "HS256",
+            Self::Hs384 => "HS384",
+            Self::Hs512 => "HS512",
+            Self::Ps256 => "PS256",
+            Self::Ps384 => "PS384",
+            Self::Ps512 => "PS512",
+            Self::Rs256 => "RS256",
+            Self::Rs384 => "RS384",
+            Self::Rs512 => "RS512",
+        }
+    }
+}
+
+/// The times of a token in seconds, fractions cut off.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Times {
+    pub(super) not_before: u64,
+    /// 0 is never ([SEM-JWT-20]).
+    pub(super) expires: u64,
+}
+
+/// How far clocks may differ, in seconds; Istio has no setting for it ([SEM-JWT-20]).
+pub(super) const SKEW: u64 = 60;
+
+impl Times {
+    /// [SEM-JWT-20]
+    pub(super) fn check(self, now: u64, skew: u64) -> Result<(), Reason> {
+        if self.not_before > now.saturating_add(skew) {
+            return Err(Reason::NotYetValid);
+        }
+        if self.expires != 0 && self.expires.saturating_add(skew) < now {
+            return Err(Reason::Expired);
+        }
+        Ok(())
+    }
+}
+
+/// The three parts of a JWS in compact form ([SEM-JWT-15]).
+pub(super) struct Parts<'t> {
+    pub(super) header: &'t [u8],
+    pub(super) payload: &'t [u8],
+    pub(super) signature: &'t [u8],
+    /// Header, dot, payload.
+    pub(super) signed: Cow<'t, [u8]>,
+    /// There are no empty parts.
+    pub(super) exact: bool,
+}
+
+impl<'t> Parts<'t> {
+    pub(super) fn split(token: &'t [u8]) -> Option<Self> {
+        let mut parts = token.split(|byte| *byte == b'.').filter(|part| !part.is_empty());
+        let (header, payload, signature) = (parts.next()?, parts.next()?, parts.next()?);
+        if parts.next().is_some() {
+            return None;
+        }
+        let dots = token.iter().filter(|byte| **byte == b'.').count();
+        let exact = dots == 2;
+        let signed_len = header.len().saturating_add(payload.len()).saturating_add(1);
+        let signed = match token.get(..signed_len) {
+            Some(start) if exact => Cow::Borrowed(start),
+            _ => Cow::Owned([header, b".", payload].concat()),
+        };
+        Some(Self { header, payload, signature, signed, exact })
+    }
+}
+
+/// The header of a token ([SEM-JWT-17]).
+pub(super) struct Header {
+    pub(super) algorithm: Algorithm,
+    pub(super) kid: Option<String>,
+    pub(super) typ: Option<Value>,
+}
+
+impl Header {
+    pub(super) fn parse(part: &[u8], findings: &mut Vec<Tolerance>) -> Result<Self, Reason> {
+        let text = base64url::decode(part, findings).ok_or(Reason::HeaderBase64)?;
+        let mut object = json::parse_object(&text).ok_or(Reason::HeaderJson)?;
+        let Some(Value::String(algorithm)) = object.get("alg") else {
+            return Err(Reason::AlgorithmMissing);
+        };
+        let algorithm = Algorithm::parse(algorithm).ok_or(Reason::AlgorithmUnknown)?;
+        let kid = match object.remove("kid") {
+            None => None,
+            Some(Value::String(kid)) => Some(kid),
+            Some(_) => return Err(Reason::KidType),
+        };
+        if object.contains_key("crit") || object.contains_key("b64") {
+            findings.push(Tolerance::CriticalHeader);
+        }
+        Ok(Self { algorithm, kid, typ: object.remove("typ") })
+    }
+}
+
+impl<'t> ParsedToken<'t> {
+    /// The first problem wins; the order is Envoy's.
+    pub(super) fn parse(token: &'t [u8]) -> Result<Self, Reason> {
+        let mut findings = Vec::new();
+        let parts = Parts::split(token).ok_or(Reason::Parts)?;
+        if !parts.exact {
+            findings.push(Tolerance::EmptySegments);
+        }
+        let Header { algorithm, kid, typ } = Header::parse(parts.header, &mut findings)?;
+        let payload =
+            base64url::decode(parts.payload, &mut findings).ok_or(Reason::PayloadBase64)?;
+        let object = json::parse_object(&payload).ok_or(Reason::PayloadJson)?;
+        if payload.trim_ascii() == b"null" {
+            findings.push(Tolerance::NullPayload);
+        }
+        string(&object, StringClaim::Issuer)?;
+        string(&object, StringClaim::Subject)?;
+        time(&object, TimeClaim::IssuedAt)?;
+        let not_before = time(&object, TimeClaim::NotBefore)?.unwrap_or(0);
+        let expires = time(&object, TimeClaim::Expires)?.unwrap_or(0);
+        if expires == 0 {
+            findings.push(Tolerance::NoExpiry);
+        }
+        string(&object, StringClaim::TokenId)?;
+        let audiences = audiences(&object)?;
+        let signature =
+            base64url::decode(parts.signature, &mut findings).ok_or(Reason::SignatureBase64)?;
+        Ok(Self {
+            algorithm,
+            kid,
+            typ,
+            claims: Claims::new(object),
+            times: Times { not_before, expires },
+            audiences,
+            payload_part: parts.payload,
+            signed: parts.signed,
+            signature,
+            findings,
+        })
+    }
+}
+
+fn string(claims: &Map<String, Value>, claim: StringClaim) -> Result<(), Reason> {
+    let name = match claim {
+        StringClaim::Issuer => "iss",
+        StringClaim::Subject => "sub",
+        StringClaim::TokenId => "jti",
+    };
+    match claims.get(name) {
+        None | Some(Value::String(_)) => Ok(()),
+        Some(_) => Err(Reason::ClaimNotString(claim)),
+    }
+}
+
+/// A time is a number x with 0 <= x < 2^64; anything else is an error, never an absence
+/// ([SEC-JWT-5], [SEM-ADV-67]).
+fn time(claims: &Map<String, Value>, claim: TimeClaim) -> Result<Option<u64>, Reason> {
+    let name = match claim {
+        TimeClaim::IssuedAt => "iat",
+        TimeClaim::NotBefore => "nbf",
+        TimeClaim::Expires => "exp",
+    };
+    let number = match claims.get(name) {
+        None => return Ok(None),
+        Some(Value::Number(number)) => number,
+        Some(_) => return Err(Reason::ClaimNotNumber(claim)),
+    };
+    if let Some(seconds) = number.as_f64().and_then(whole_seconds) {
+        return Ok(Some(number.as_u64().unwrap_or(seconds)));
+    }
+    Err(Reason::ClaimOutOfRange(claim))
+}
+
+/// The whole part of a number x with 0 <= x < 2^64.
+pub(super) fn whole_seconds(value: f64) -> Option<u64> {
+    const LIMIT: f64 = 18_446_744_073_709_551_616.0;
+    if !(0.0..LIMIT).contains(&value) {
+        return None;
+    }
+    #[expect(
+        clippy::as_conversions,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the line above bounds it to what a u64 holds; std has no other conversion"
+    )]
+    Some(value.trunc() as u64)
+}
+
+/// `aud`: a string, or a list of strings ([SEC-JWT-6]).
+fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, Reason> {
+    match claims.get("aud") {
+        None => Ok(Vec::new()),
+        Some(Value::String(one)) => Ok(vec![one.clone()]),
+        Some(Value::Array(list)) => list
+            .iter()
+            .map(|item| item.as_str().map(str::to_owned).ok_or(Reason::AudienceType))
+            .collect(),
+        Some(_) => Err(Reason::AudienceType),
+    }
+}

@@ -1,0 +1,80 @@
+//! One recorded case, as its file writes it.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Vector {
+    pub(crate) id: String,
+    pub(crate) group: String,
+    #[serde(rename = "note")]
+    pub(crate) _note: Option<String>,
+    #[serde(rename = "rfc")]
+    pub(crate) _rfc: Option<String>,
+    #[serde(default)]
+    pub(crate) tags: Vec<String>,
+    pub(crate) request_authentications: Vec<Value>,
+    pub(crate) request: Request,
+    pub(crate) now: u64,
+    #[serde(default)]
+    pub(crate) probes: Vec<Probe>,
+    pub(crate) expect: Expect,
+}
+
+impl Vector {
+    pub(crate) fn has_tag(&self, tag: &str) -> bool {
+        self.tags.iter().any(|own| own == tag)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) scheme: String,
+    /// Each character is one byte, here and in `headers`.
+    pub(crate) path: String,
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Probe {
+    #[serde(rename_all = "camelCase")]
+    Principals {
+        request_principals: Vec<String>,
+    },
+    Claim {
+        key: String,
+        values: Vec<String>,
+    },
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Expect {
+    pub(crate) outcome: Outcome,
+    pub(crate) error: Option<String>,
+    pub(crate) status: Option<u16>,
+    pub(crate) body: Option<String>,
+    #[serde(default)]
+    pub(crate) response_headers: serde_json::Map<String, Value>,
+    pub(crate) principal: Option<String>,
+    pub(crate) any_principal: Option<bool>,
+    pub(crate) claims: Option<Value>,
+    pub(crate) upstream_method: Option<String>,
+    pub(crate) upstream_path: Option<String>,
+    pub(crate) upstream_path_plain: Option<String>,
+    pub(crate) upstream_headers: Option<Vec<(String, String)>>,
+    pub(crate) probes: Option<Vec<Option<bool>>>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    Authenticated,
+    Anonymous,
+    Rejected,
+    ConfigRejected,
+    Transport,
+}
