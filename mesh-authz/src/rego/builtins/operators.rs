@@ -1,0 +1,114 @@
+//! The operators that compiled code calls instead of the virtual machine's own.
+
+use regorus::Value;
+
+use super::Fault;
+
+/// The most bits of a whole number that arithmetic takes: products double them at each step.
+const MAX_NUMBER_BITS: u64 = 4096;
+
+pub(super) fn add(args: &[Value]) -> Result<Value, Fault> {
+    match args {
+        [Value::Number(a), Value::Number(b)] => {
+            check_size(args)?;
+            a.add(b).map(Value::from).map_err(|_overflow| Fault::TooLarge)
+        }
+        _ => Err(Fault::Failed),
+    }
+}
+
+/// Subtraction of numbers, and difference of sets.
+pub(super) fn sub(args: &[Value]) -> Result<Value, Fault> {
+    match args {
+        [Value::Number(a), Value::Number(b)] => {
+            check_size(args)?;
+            a.sub(b).map(Value::from).map_err(|_overflow| Fault::TooLarge)
+        }
+        [Value::Set(a), Value::Set(b)] => Ok(a.difference(b).into_value()),
+        _ => Err(Fault::Failed),
+    }
+}
+
+pub(super) fn mul(args: &[Value]) -> Result<Value, Fault> {
+    match args {
+        [Value::Number(a), Value::Number(b)] => {
+            check_size(args)?;
+            a.mul(b).map(Value::from).map_err(|_overflow| Fault::TooLarge)
+        }
+        _ => Err(Fault::Failed),
+    }
+}
+
+pub(super) fn div(args: &[Value]) -> Result<Value, Fault> {
+    match args {
+        [Value::Number(a), divisor @ Value::Number(b)] if !is_zero(divisor) => {
+            check_size(args)?;
+            a.clone().divide(b).map(Value::from).map_err(|_overflow| Fault::TooLarge)
+        }
+        _ => Err(Fault::Failed),
+    }
+}
+
+pub(super) fn modulo(args: &[Value]) -> Result<Value, Fault> {
+    match args {
+        [Value::Number(a), divisor @ Value::Number(b)]
+            if !is_zero(divisor) && a.is_integer() && b.is_integer() =>
+        {
+            check_size(args)?;
+            a.clone().modulo(b).map(Value::from).map_err(|_overflow| Fault::TooLarge)
+        }
+        _ => Err(Fault::Failed),
+    }
+}
+
+fn is_zero(value: &Value) -> bool {
+    *value == Value::from(0_u64)
+}
+
+/// Whether all numbers are small enough to calculate with.
+pub(super) fn check_size(numbers: &[Value]) -> Result<(), Fault> {
+    let small = numbers.iter().all(|value| match value {
+        Value::Number(number) => {
+            number.as_i128().is_some()
+                || !number.is_integer()
+                || number.as_big().is_none_or(|big| big.bits() <= MAX_NUMBER_BITS)
+        }
+        _ => true,
+    });
+    if small { Ok(()) } else { Err(Fault::TooLarge) }
+}
+
+/// The one value in an array of sets; undefined when there is none.
+///
+/// The sets hold what the definitions of a complete rule or function gave ([SEC-REGO-7]).
+pub(super) fn agree(args: &[Value]) -> Result<Value, Fault> {
+    let [Value::Array(sets)] = args else { return Err(Fault::Failed) };
+    let mut agreed = &Value::Undefined;
+    for set in sets.iter() {
+        let Value::Set(set) = set else { return Err(Fault::Failed) };
+        for value in set.iter() {
+            if *agreed != Value::Undefined && agreed != value {
+                return Err(Fault::Conflict);
+            }
+            agreed = value;
+        }
+    }
+    Ok(agreed.clone())
+}
+
+/// Whether a set has an element.
+pub(super) fn not_empty(args: &[Value]) -> Result<Value, Fault> {
+    match args {
+        [Value::Set(set)] => Ok(Value::Bool(!set.is_empty())),
+        _ => Err(Fault::Failed),
+    }
+}
+
+/// Refuses a second value for the key of an object ([SEC-REGO-7]).
+pub(super) fn unique(args: &[Value]) -> Result<Value, Fault> {
+    let [Value::Object(object), key, value] = args else { return Err(Fault::Failed) };
+    match object.get(key) {
+        Some(earlier) if earlier != value => Err(Fault::Conflict),
+        _ => Ok(Value::Bool(true)),
+    }
+}

@@ -1,0 +1,149 @@
+//! The table of builtins, sorted by name.
+
+use regorus::LimitError;
+
+use super::cost::Cost;
+use super::{Builtin, Link, native, operators, or_undefined, packed, supplied};
+
+/// A function of regorus, with what its arguments may cost.
+macro_rules! native {
+    ($name:literal, $cost:ident) => {
+        Builtin {
+            name: $name,
+            link: Link::Native,
+            deny: (
+                |span, params, args, _| {
+                    native(($name, Cost::$cost), span, params, args, true)
+                        .map_err(|fault| LimitError::from(fault).into())
+                },
+                0,
+            ),
+            undefined: (
+                |span, params, args, _| {
+                    or_undefined(native(($name, Cost::$cost), span, params, args, false))
+                        .map_err(|fault| LimitError::from(fault).into())
+                },
+                0,
+            ),
+        }
+    };
+}
+
+/// One of our functions; `$args` of the virtual machine become those of the function.
+macro_rules! ours {
+    ($name:literal, $link:expr, |$args:ident| $call:expr) => {
+        Builtin {
+            name: $name,
+            link: $link,
+            deny: (|_, _, $args, _| $call.map_err(|fault| LimitError::from(fault).into()), 0),
+            undefined: (
+                |_, _, $args, _| {
+                    or_undefined($call).map_err(|fault| LimitError::from(fault).into())
+                },
+                0,
+            ),
+        }
+    };
+}
+
+pub(super) static TABLE: &[Builtin] = &[
+    native!("__builtin_sets.intersection", Few),
+    native!("__builtin_sets.union", Few),
+    ours!("_add", Link::Operator, |args| operators::add(args)),
+    ours!("_agree", Link::Operator, |args| operators::agree(args)),
+    ours!("_div", Link::Operator, |args| operators::div(args)),
+    ours!("_mod", Link::Operator, |args| operators::modulo(args)),
+    ours!("_mul", Link::Operator, |args| operators::mul(args)),
+    ours!("_not_empty", Link::Operator, |args| operators::not_empty(args)),
+    ours!("_sub", Link::Operator, |args| operators::sub(args)),
+    ours!("_unique", Link::Operator, |args| operators::unique(args)),
+    native!("abs", Free),
+    native!("array.concat", Few),
+    native!("array.reverse", Few),
+    native!("array.slice", Few),
+    native!("base64.decode", Measured),
+    native!("base64.encode", Measured),
+    native!("base64.is_valid", Measured),
+    native!("base64url.decode", Measured),
+    native!("base64url.encode", Measured),
+    native!("base64url.encode_no_pad", Measured),
+    native!("bits.and", Free),
+    native!("bits.lsh", Shift),
+    native!("bits.negate", Free),
+    native!("bits.or", Free),
+    native!("bits.rsh", Shift),
+    native!("bits.xor", Free),
+    native!("ceil", Free),
+    native!("concat", Concat),
+    native!("contains", Measured),
+    native!("count", Free),
+    ours!("crypto.sha256", Link::Packed(1), |args| packed(supplied::sha256, args)),
+    native!("endswith", Free),
+    native!("floor", Free),
+    native!("format_int", Measured),
+    native!("glob.match", Pattern),
+    native!("glob.quote_meta", Pattern),
+    native!("hex.decode", Measured),
+    native!("hex.encode", Measured),
+    native!("indexof", Search),
+    native!("indexof_n", Search),
+    native!("intersection", Measured),
+    ours!("io.jwt.decode", Link::Packed(1), |args| packed(supplied::jwt_decode, args)),
+    native!("is_array", Free),
+    native!("is_boolean", Free),
+    native!("is_null", Free),
+    native!("is_number", Free),
+    native!("is_object", Free),
+    native!("is_set", Free),
+    native!("is_string", Free),
+    native!("json.filter", Measured),
+    ours!("json.is_valid", Link::Native, |args| supplied::json_is_valid(args)),
+    native!("json.marshal", Measured),
+    native!("json.remove", Measured),
+    ours!("json.unmarshal", Link::Native, |args| supplied::json_unmarshal(args)),
+    native!("lower", Measured),
+    native!("max", Few),
+    native!("min", Few),
+    ours!("net.cidr_contains", Link::Packed(2), |args| packed(supplied::cidr_contains, args)),
+    ours!("net.cidr_intersects", Link::Packed(2), |args| packed(supplied::cidr_intersects, args)),
+    ours!("net.cidr_is_valid", Link::Packed(1), |args| packed(supplied::cidr_is_valid, args)),
+    native!("numbers.range", Range),
+    native!("numbers.range_step", Range),
+    native!("object.filter", Few),
+    native!("object.get", Free),
+    native!("object.keys", Few),
+    native!("object.remove", Few),
+    native!("object.subset", Measured),
+    native!("object.union", Few),
+    native!("object.union_n", Measured),
+    native!("product", Product),
+    native!("regex.is_valid", Pattern),
+    native!("regex.match", Pattern),
+    native!("regex.replace", RegexReplace),
+    native!("regex.split", Pattern),
+    native!("replace", Replace),
+    native!("round", Free),
+    native!("semver.compare", Pattern),
+    native!("semver.is_valid", Pattern),
+    native!("sort", Few),
+    native!("split", Measured),
+    native!("sprintf", Sprintf),
+    native!("startswith", Free),
+    native!("strings.any_prefix_match", Search),
+    native!("strings.any_suffix_match", Search),
+    native!("strings.count", Search),
+    native!("strings.reverse", Measured),
+    native!("substring", Measured),
+    native!("sum", Few),
+    ours!("time.now_ns", Link::Context, |_args| supplied::never()),
+    ours!("to_number", Link::Native, |args| supplied::to_number(args)),
+    native!("trim", Search),
+    native!("trim_left", Search),
+    native!("trim_prefix", Measured),
+    native!("trim_right", Search),
+    native!("trim_space", Measured),
+    native!("trim_suffix", Measured),
+    native!("type_name", Free),
+    native!("union", Measured),
+    native!("upper", Measured),
+];

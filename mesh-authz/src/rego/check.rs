@@ -1,0 +1,528 @@
+//! The second look at the modules, at their syntax trees: what is called, and what reaches what.
+//!
+//! regorus resolves a function when its caller is compiled, notices recursion of rules late and of
+//! functions never, and knows builtins that are not for us. OPA refuses all of it at load, and so
+//! does this walk ([SEC-REGO-1], [SEC-REGO-2]). It runs on [`regorus`]' own tree, so that there is
+//! no second opinion on what the text means.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use regorus::Value;
+use regorus::unstable::{
+    AssignOp, Expr, Import, Literal, Module, Query, Ref, Rule, RuleAssign, RuleHead, Span,
+};
+
+use super::builtins;
+use super::error::{RegoLoadError, RegoPlace};
+
+/// The longest chain of rules that refer to each other. Evaluation recurses along it.
+pub const MAX_RULE_CHAIN: usize = 100;
+
+/// regorus passes at most this many arguments to a function and drops further ones.
+const MAX_ARGUMENTS: usize = 8;
+
+/// Checks the modules and tells which builtins they call.
+///
+/// `query` must name a rule, such as `data.envoy.authz.allow`.
+pub(super) fn check(
+    modules: &[Ref<Module>],
+    query: &str,
+) -> Result<BTreeSet<&'static str>, RegoLoadError> {
+    let mut rules = Rules::default();
+    for module in modules {
+        let package = path_of(&module.package.refr).unwrap_or_default();
+        for rule in &module.policy {
+            rules.define(&package, rule)?;
+        }
+    }
+    if !rules.ids.contains_key(&split_path(query)) {
+        return Err(RegoLoadError::QueryNotFound { query: query.to_owned() });
+    }
+    let mut called = BTreeSet::new();
+    for module in modules {
+        let package = path_of(&module.package.refr).unwrap_or_default();
+        let aliases = aliases(&module.imports);
+        for rule in &module.policy {
+            let Some(id) = rules.id(&package, rule) else { continue };
+            let mut walk = Walk {
+                rules: &rules,
+                package: &package,
+                aliases: &aliases,
+                locals: Vec::new(),
+                reached: BTreeSet::new(),
+                called: BTreeSet::new(),
+            };
+            walk.rule(rule)?;
+            let Walk { reached, called: mut builtins, .. } = walk;
+            called.append(&mut builtins);
+            if let Some(node) = rules.nodes.get_mut(id) {
+                node.reaches.extend(reached);
+            }
+        }
+    }
+    check_chains(&rules.nodes)?;
+    for name in &called {
+        shadowed(&rules, name)?;
+    }
+    Ok(called)
+}
+
+/// A path's components, `data` left out.
+type Path = Vec<String>;
+
+fn split_path(dotted: &str) -> Path {
+    dotted.strip_prefix("data.").unwrap_or(dotted).split('.').map(str::to_owned).collect()
+}
+
+/// The constant components of a reference, from its root; nothing when the root is no name.
+fn path_of(expr: &Expr) -> Option<Path> {
+    let mut path = Path::new();
+    reference(expr, &mut |_| {}).map(|(root, components, _)| {
+        path.push(root);
+        path.extend(components);
+        path
+    })
+}
+
+/// Root, constant components behind it, and whether these are all of the reference's. `dynamic`
+/// is shown each component that is an expression.
+fn reference<'e>(
+    expr: &'e Expr,
+    dynamic: &mut impl FnMut(&'e Ref<Expr>),
+) -> Option<(String, Path, bool)> {
+    let mut reversed = Vec::new();
+    let mut at = expr;
+    let root = loop {
+        match at {
+            Expr::RefDot { refr, field, .. } => {
+                reversed.push(text(&field.1));
+                at = refr;
+            }
+            Expr::RefBrack { refr, index, .. } => {
+                reversed.push(constant(index));
+                if constant(index).is_none() {
+                    dynamic(index);
+                }
+                at = refr;
+            }
+            Expr::Var { value, .. } => break text(value)?,
+            Expr::String { .. }
+            | Expr::RawString { .. }
+            | Expr::Number { .. }
+            | Expr::Bool { .. }
+            | Expr::Null { .. }
+            | Expr::Array { .. }
+            | Expr::Set { .. }
+            | Expr::Object { .. }
+            | Expr::ArrayCompr { .. }
+            | Expr::SetCompr { .. }
+            | Expr::ObjectCompr { .. }
+            | Expr::Call { .. }
+            | Expr::UnaryExpr { .. }
+            | Expr::BinExpr { .. }
+            | Expr::BoolExpr { .. }
+            | Expr::ArithExpr { .. }
+            | Expr::AssignExpr { .. }
+            | Expr::Membership { .. } => return None,
+        }
+    };
+    let all = reversed.len();
+    let constants: Path = reversed.into_iter().rev().map_while(|component| component).collect();
+    let complete = constants.len() == all;
+    Some((root, constants, complete))
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_string().ok().map(|text| text.to_string())
+}
+
+/// The text of a string literal.
+fn constant(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::String { value, .. } | Expr::RawString { value, .. } => text(value),
+        _ => None,
+    }
+}
+
+fn place(span: &Span) -> RegoPlace {
+    RegoPlace::new(span.source.file(), span.line)
+}
+
+/// All rules of all modules, by path.
+#[derive(Default)]
+struct Rules {
+    ids: BTreeMap<Path, usize>,
+    nodes: Vec<Node>,
+}
+
+/// One rule or function with all its definitions.
+struct Node {
+    path: String,
+    place: RegoPlace,
+    is_function: bool,
+    reaches: BTreeSet<usize>,
+}
+
+impl Rules {
+    fn define(&mut self, package: &[String], rule: &Rule) -> Result<(), RegoLoadError> {
+        let (Some(path), place) = (rule_path(package, rule), place(rule.span())) else {
+            let message = "the rule has no name".to_owned();
+            return Err(RegoLoadError::Syntax { place: place(rule.span()), message });
+        };
+        let is_function = match rule {
+            Rule::Spec { head: RuleHead::Func { args, .. }, .. } => {
+                if args.len() > MAX_ARGUMENTS {
+                    let message = format!("a function takes at most {MAX_ARGUMENTS} arguments");
+                    return Err(RegoLoadError::Compile { place, message });
+                }
+                true
+            }
+            Rule::Default { args, .. } => !args.is_empty(),
+            Rule::Spec { .. } => false,
+        };
+        let dotted = format!("data.{}", path.join("."));
+        let next = self.nodes.len();
+        let id = *self.ids.entry(path).or_insert(next);
+        if id == next {
+            self.nodes.push(Node { path: dotted, place, is_function, reaches: BTreeSet::new() });
+        }
+        Ok(())
+    }
+
+    fn id(&self, package: &[String], rule: &Rule) -> Option<usize> {
+        self.ids.get(&rule_path(package, rule)?).copied()
+    }
+
+    /// The rules that a reference to the path may evaluate: one above it, or all below it.
+    fn met_by(&self, path: &[String]) -> Vec<usize> {
+        let above = (1..path.len()).filter_map(|len| self.ids.get(path.get(..len)?));
+        let at_or_below = self.ids.range(path.to_vec()..);
+        let at_or_below = at_or_below.take_while(|(rule, _)| rule.starts_with(path));
+        above.copied().chain(at_or_below.map(|(_, id)| *id)).collect()
+    }
+
+    fn function(&self, path: &[String]) -> Option<usize> {
+        let id = *self.ids.get(path)?;
+        self.nodes.get(id).is_some_and(|node| node.is_function).then_some(id)
+    }
+}
+
+/// Package and constant part of a rule's name.
+fn rule_path(package: &[String], rule: &Rule) -> Option<Path> {
+    let refr = match rule {
+        Rule::Spec { head, .. } => match head {
+            RuleHead::Compr { refr, .. }
+            | RuleHead::Set { refr, .. }
+            | RuleHead::Func { refr, .. } => refr,
+        },
+        Rule::Default { refr, .. } => refr,
+    };
+    let name = path_of(refr)?;
+    Some(package.iter().cloned().chain(name).collect())
+}
+
+/// Names that imports of `data` give to paths.
+fn aliases(imports: &[Import]) -> BTreeMap<String, Path> {
+    let data_imports = imports.iter().filter_map(|import| {
+        let path = path_of(&import.refr)?;
+        let (root, path) = path.split_first()?;
+        let alias = import.r#as.as_ref().map(|span| span.text().to_owned());
+        let alias = alias.or_else(|| path.last().cloned())?;
+        (root == "data").then(|| (alias, path.to_vec()))
+    });
+    data_imports.collect()
+}
+
+/// The walk through one rule.
+struct Walk<'r> {
+    rules: &'r Rules,
+    package: &'r [String],
+    aliases: &'r BTreeMap<String, Path>,
+    /// Names that are variables here, innermost scope last.
+    locals: Vec<BTreeSet<String>>,
+    reached: BTreeSet<usize>,
+    called: BTreeSet<&'static str>,
+}
+
+impl Walk<'_> {
+    fn rule(&mut self, rule: &Rule) -> Result<(), RegoLoadError> {
+        match rule {
+            Rule::Default { args, value, .. } => {
+                self.scoped(variables(args), |walk| walk.expr(value))
+            }
+            Rule::Spec { head, bodies, .. } => {
+                let (name, args, values) = match head {
+                    RuleHead::Compr { refr, assign, .. } => (refr, &[][..], value(assign)),
+                    RuleHead::Set { refr, key, .. } => (refr, &[][..], key.as_ref()),
+                    RuleHead::Func { refr, args, assign, .. } => (refr, &args[..], value(assign)),
+                };
+                self.scoped(variables(args), |walk| {
+                    walk.exprs(args)?;
+                    if bodies.is_empty() {
+                        walk.name(name)?;
+                        walk.exprs(values)?;
+                    }
+                    for body in bodies {
+                        walk.query(&body.query, |walk| {
+                            walk.name(name)?;
+                            walk.exprs(values)?;
+                            walk.exprs(value(&body.assign))
+                        })?;
+                    }
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    /// A rule's name: its root refers to nothing, an index in it may.
+    fn name(&mut self, name: &Expr) -> Result<(), RegoLoadError> {
+        let mut indexes = Vec::new();
+        reference(name, &mut |index| indexes.push(index));
+        self.exprs(indexes)
+    }
+
+    fn scoped<T>(&mut self, names: BTreeSet<String>, inside: impl FnOnce(&mut Self) -> T) -> T {
+        self.locals.push(names);
+        let result = inside(self);
+        self.locals.pop();
+        result
+    }
+
+    /// A query, and what is evaluated in its scope.
+    fn query(
+        &mut self,
+        query: &Query,
+        inside: impl FnOnce(&mut Self) -> Result<(), RegoLoadError>,
+    ) -> Result<(), RegoLoadError> {
+        self.scoped(declared(query), |walk| {
+            for statement in &query.stmts {
+                if let Some(with) = statement.with_mods.first() {
+                    return Err(RegoLoadError::WithModifier { place: place(&with.span) });
+                }
+                walk.literal(&statement.literal)?;
+            }
+            inside(walk)
+        })
+    }
+
+    fn literal(&mut self, literal: &Literal) -> Result<(), RegoLoadError> {
+        match literal {
+            Literal::SomeVars { .. } => Ok(()),
+            Literal::SomeIn { key, value, collection, .. } => {
+                self.exprs(key)?;
+                self.expr(value)?;
+                self.expr(collection)
+            }
+            Literal::Expr { expr, .. } | Literal::NotExpr { expr, .. } => self.expr(expr),
+            Literal::Every { key, value, domain, query, .. } => {
+                self.expr(domain)?;
+                let names = key.iter().chain([value]).map(|span| span.text().to_owned());
+                self.scoped(names.collect(), |walk| walk.query(query, |_| Ok(())))
+            }
+        }
+    }
+
+    fn exprs<'e>(
+        &mut self,
+        exprs: impl IntoIterator<Item = &'e Ref<Expr>>,
+    ) -> Result<(), RegoLoadError> {
+        exprs.into_iter().try_for_each(|expr| self.expr(expr))
+    }
+
+    fn expr(&mut self, expr: &Expr) -> Result<(), RegoLoadError> {
+        match expr {
+            Expr::String { .. }
+            | Expr::RawString { .. }
+            | Expr::Number { .. }
+            | Expr::Bool { .. }
+            | Expr::Null { .. } => Ok(()),
+            Expr::Var { .. } | Expr::RefDot { .. } | Expr::RefBrack { .. } => self.refer(expr),
+            Expr::Array { items, .. } | Expr::Set { items, .. } => self.exprs(items),
+            Expr::Object { fields, .. } => fields.iter().try_for_each(|(_, key, value)| {
+                self.expr(key)?;
+                self.expr(value)
+            }),
+            Expr::ArrayCompr { term, query, .. } | Expr::SetCompr { term, query, .. } => {
+                self.query(query, |walk| walk.expr(term))
+            }
+            Expr::ObjectCompr { key, value, query, .. } => self.query(query, |walk| {
+                walk.expr(key)?;
+                walk.expr(value)
+            }),
+            Expr::Call { span, fcn, params, .. } => {
+                self.call(span, fcn)?;
+                self.exprs(params)
+            }
+            Expr::UnaryExpr { expr, .. } => self.expr(expr),
+            Expr::BinExpr { lhs, rhs, .. }
+            | Expr::BoolExpr { lhs, rhs, .. }
+            | Expr::ArithExpr { lhs, rhs, .. }
+            | Expr::AssignExpr { lhs, rhs, .. } => {
+                self.expr(lhs)?;
+                self.expr(rhs)
+            }
+            Expr::Membership { key, value, collection, .. } => {
+                self.exprs(key)?;
+                self.expr(value)?;
+                self.expr(collection)
+            }
+        }
+    }
+
+    /// A variable or reference: which rules it may evaluate.
+    fn refer(&mut self, expr: &Expr) -> Result<(), RegoLoadError> {
+        let mut indexes = Vec::new();
+        let Some((root, components, _)) = reference(expr, &mut |index| indexes.push(index)) else {
+            // The root is a literal or a call.
+            return match expr {
+                Expr::RefDot { refr, .. } => self.expr(refr),
+                Expr::RefBrack { refr, index, .. } => {
+                    self.expr(refr)?;
+                    self.expr(index)
+                }
+                _ => Ok(()),
+            };
+        };
+        if let Some(path) = self.absolute(&root, &components) {
+            self.reached.extend(self.rules.met_by(&path));
+        }
+        self.exprs(indexes)
+    }
+
+    /// The path below `data` that a name with components means, if it is no variable or input.
+    fn absolute(&self, root: &str, components: &[String]) -> Option<Path> {
+        let base = match root {
+            "data" => Path::new(),
+            "input" => return None,
+            name if self.locals.iter().any(|scope| scope.contains(name)) => return None,
+            name => match self.aliases.get(name) {
+                Some(path) => path.clone(),
+                None => self.package.iter().cloned().chain([name.to_owned()]).collect(),
+            },
+        };
+        Some(base.into_iter().chain(components.iter().cloned()).collect())
+    }
+
+    fn call(&mut self, span: &Span, fcn: &Expr) -> Result<(), RegoLoadError> {
+        let Some((root, components, true)) = reference(fcn, &mut |_| {}) else {
+            let message = "a function is called by its name".to_owned();
+            return Err(RegoLoadError::Compile { place: place(span), message });
+        };
+        let name = [vec![root.clone()], components.clone()].concat().join(".");
+        let own: Path = self.package.iter().cloned().chain(split_path(&name)).collect();
+        let absolute = self.absolute(&root, &components).and_then(|p| self.rules.function(&p));
+        if let Some(id) = absolute.or_else(|| self.rules.function(&own)) {
+            self.reached.insert(id);
+            return Ok(());
+        }
+        if let Some(builtin) = builtins::offered(&name) {
+            self.called.insert(builtin);
+            return Ok(());
+        }
+        let place = place(span);
+        Err(match builtins::known_elsewhere(&name) {
+            true => RegoLoadError::BuiltinNotOffered { place, name },
+            false => RegoLoadError::UnknownFunction { place, name },
+        })
+    }
+}
+
+fn value(assign: &Option<RuleAssign>) -> Option<&Ref<Expr>> {
+    assign.as_ref().map(|assign| &assign.value)
+}
+
+/// The names that a query declares for itself.
+fn declared(query: &Query) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for statement in &query.stmts {
+        match &statement.literal {
+            Literal::SomeVars { vars, .. } => {
+                names.extend(vars.iter().map(|span| span.text().to_owned()));
+            }
+            Literal::SomeIn { key, value, .. } => {
+                names.append(&mut variables(key));
+                names.append(&mut variables([value]));
+            }
+            Literal::Expr { expr, .. } | Literal::NotExpr { expr, .. } => {
+                if let Expr::AssignExpr { op: AssignOp::ColEq, lhs, .. } = expr.as_ref() {
+                    names.append(&mut variables([lhs]));
+                }
+            }
+            Literal::Every { .. } => {}
+        }
+    }
+    names
+}
+
+/// The variables of patterns: names, and names within arrays and objects.
+fn variables<'e>(patterns: impl IntoIterator<Item = &'e Ref<Expr>>) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut pending: Vec<&Ref<Expr>> = patterns.into_iter().collect();
+    while let Some(pattern) = pending.pop() {
+        match pattern.as_ref() {
+            Expr::Var { value, .. } => names.extend(text(value)),
+            Expr::Array { items, .. } => pending.extend(items),
+            Expr::Object { fields, .. } => pending.extend(fields.iter().map(|(_, _, value)| value)),
+            _ => {}
+        }
+    }
+    names
+}
+
+/// Refuses cycles and chains that are too long.
+fn check_chains(nodes: &[Node]) -> Result<(), RegoLoadError> {
+    let mut heights = vec![Height::Unknown; nodes.len()];
+    for id in 0..nodes.len() {
+        height(nodes, id, &mut heights)?;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Height {
+    Unknown,
+    /// On the way from the rule that is being measured.
+    Pending,
+    Known(usize),
+}
+
+/// The length of the longest chain from a rule. It recurses at most [`MAX_RULE_CHAIN`] deep on
+/// chains that are accepted, and once per rule on others: threads that load have the stack.
+fn height(nodes: &[Node], id: usize, heights: &mut [Height]) -> Result<usize, RegoLoadError> {
+    let (Some(node), Some(known)) = (nodes.get(id), heights.get_mut(id)) else { return Ok(0) };
+    match *known {
+        Height::Known(height) => return Ok(height),
+        Height::Pending => {
+            let (place, rule) = (node.place.clone(), node.path.clone());
+            return Err(RegoLoadError::Recursion { place, rule });
+        }
+        Height::Unknown => *known = Height::Pending,
+    }
+    let mut tallest = 0;
+    for next in &node.reaches {
+        tallest = tallest.max(height(nodes, *next, heights)?);
+    }
+    let own = tallest.saturating_add(1);
+    if own > MAX_RULE_CHAIN {
+        let (place, rule) = (node.place.clone(), node.path.clone());
+        return Err(RegoLoadError::ChainTooLong { place, rule, limit: MAX_RULE_CHAIN });
+    }
+    if let Some(known) = heights.get_mut(id) {
+        *known = Height::Known(own);
+    }
+    Ok(own)
+}
+
+/// A builtin that is called must not have the name of a function, for regorus would mix them up.
+fn shadowed(rules: &Rules, builtin: &str) -> Result<(), RegoLoadError> {
+    let name = split_path(builtin);
+    let function = rules.ids.iter().find(|(path, _)| path.ends_with(&name));
+    match function.and_then(|(_, id)| rules.nodes.get(*id)) {
+        Some(node) => {
+            let message = format!("the rule has the name of the builtin {builtin}");
+            Err(RegoLoadError::Compile { place: node.place.clone(), message })
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,260 @@
+//! What a policy's answer means for the request (interfaces of OPA's Envoy plugin).
+
+use http::{HeaderName, HeaderValue, StatusCode};
+use regorus::Value;
+
+use super::parse::BadInput;
+
+/// What becomes of a request.
+///
+/// There is no error: what goes wrong is a `Deny` with its reason ([SEC-REGO-7]).
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "a new verdict must break every caller")]
+pub enum RegoDecision {
+    /// The request goes on.
+    Allow {
+        /// Headers for the upstream request; an earlier header of the same name is replaced by
+        /// all entries of that name together (member `headers`).
+        headers_to_set: Vec<(HeaderName, HeaderValue)>,
+        /// Headers that the upstream must not see (`request_headers_to_remove`). `host` and
+        /// pseudo headers are left out, as Envoy does.
+        headers_to_remove: Vec<HeaderName>,
+        /// Headers to add to the upstream's response (`response_headers_to_add`).
+        response_headers: Vec<(HeaderName, HeaderValue)>,
+        /// Query parameters to set, decoded (`query_parameters_to_set`).
+        query_to_set: Vec<(String, String)>,
+        /// Query parameters to remove, decoded (`query_parameters_to_remove`).
+        query_to_remove: Vec<String>,
+        /// What the policy hands to later filters and logs (`dynamic_metadata`).
+        dynamic_metadata: serde_json::Map<String, serde_json::Value>,
+    },
+    /// The request ends here.
+    Deny {
+        /// The response's status: the policy's `http_status`, else 403; 400 for bad input.
+        status: StatusCode,
+        /// The response's headers (member `headers`); a name may repeat.
+        headers: Vec<(HeaderName, HeaderValue)>,
+        /// The response's body; empty unless the policy gives one.
+        body: String,
+        /// Why. For the audit event, not for the response.
+        reason: RegoDenyReason,
+        /// What the policy hands to logs (`dynamic_metadata`).
+        dynamic_metadata: serde_json::Map<String, serde_json::Value>,
+    },
+}
+
+/// Why Rego denied.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum RegoDenyReason {
+    /// The request could not be turned into an input document; the policy was not asked.
+    BadInput(BadInput),
+    /// Two definitions of a complete rule, or of a key, gave different values.
+    Conflict,
+    /// A builtin failed or an operator got the wrong type.
+    EvaluationError,
+    /// The instruction budget, or a builtin's argument limit, is exhausted.
+    LimitExceeded,
+    /// The caller's time limit passed before there was an answer; only callers of a pool say so.
+    Overrun,
+    /// The pool's queue was full; only callers of a pool say so.
+    Overloaded,
+    /// The policy said no.
+    Policy,
+    /// The query has no value.
+    Undefined,
+    /// The answer, or a member of it, has a type that the plugin does not accept.
+    WrongType,
+}
+
+impl RegoDenyReason {
+    /// The reason's name in logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BadInput(_) => "bad_input",
+            Self::Conflict => "conflict",
+            Self::EvaluationError => "evaluation_error",
+            Self::LimitExceeded => "limit_exceeded",
+            Self::Overrun => "overrun",
+            Self::Overloaded => "overloaded",
+            Self::Policy => "policy",
+            Self::Undefined => "undefined",
+            Self::WrongType => "wrong_type",
+        }
+    }
+}
+
+impl RegoDecision {
+    /// A denial without anything of the policy's: 403, or 400 for bad input.
+    #[must_use]
+    pub fn deny(reason: RegoDenyReason) -> Self {
+        let status = match reason {
+            RegoDenyReason::BadInput(_) => StatusCode::BAD_REQUEST,
+            RegoDenyReason::Conflict
+            | RegoDenyReason::EvaluationError
+            | RegoDenyReason::LimitExceeded
+            | RegoDenyReason::Overrun
+            | RegoDenyReason::Overloaded
+            | RegoDenyReason::Policy
+            | RegoDenyReason::Undefined
+            | RegoDenyReason::WrongType => StatusCode::FORBIDDEN,
+        };
+        Self::Deny {
+            status,
+            headers: Vec::new(),
+            body: String::new(),
+            reason,
+            dynamic_metadata: serde_json::Map::new(),
+        }
+    }
+
+    /// Whether the request goes on.
+    #[must_use]
+    pub const fn is_allow(&self) -> bool {
+        matches!(self, Self::Allow { .. })
+    }
+
+    /// Why the request was denied, if it was.
+    #[must_use]
+    pub const fn reason(&self) -> Option<RegoDenyReason> {
+        match self {
+            Self::Allow { .. } => None,
+            Self::Deny { reason, .. } => Some(*reason),
+        }
+    }
+
+    /// Reads the value of the query, as the plugin would.
+    pub(super) fn read(answer: &Value) -> Self {
+        let read = match answer {
+            Value::Bool(true) => Some(Self::allow()),
+            Value::Bool(false) => Some(Self::deny(RegoDenyReason::Policy)),
+            Value::Undefined => Some(Self::deny(RegoDenyReason::Undefined)),
+            Value::Object(_) => match &answer["allowed"] {
+                Value::Bool(true) => read_allow(answer),
+                Value::Bool(false) => read_deny(answer),
+                _ => None,
+            },
+            Value::Null | Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Set(_) => {
+                None
+            }
+        };
+        read.unwrap_or_else(|| Self::deny(RegoDenyReason::WrongType))
+    }
+
+    fn allow() -> Self {
+        Self::Allow {
+            headers_to_set: Vec::new(),
+            headers_to_remove: Vec::new(),
+            response_headers: Vec::new(),
+            query_to_set: Vec::new(),
+            query_to_remove: Vec::new(),
+            dynamic_metadata: serde_json::Map::new(),
+        }
+    }
+}
+
+// The readers below return nothing when a member has the wrong type: one such member denies.
+
+fn read_allow(answer: &Value) -> Option<RegoDecision> {
+    let to_remove = texts(&answer["request_headers_to_remove"])?;
+    let removable = to_remove.iter().filter(|name| !name.starts_with(':') && *name != "host");
+    Some(RegoDecision::Allow {
+        headers_to_set: headers(&answer["headers"])?,
+        headers_to_remove: removable.map(|name| name.parse().ok()).collect::<Option<_>>()?,
+        response_headers: headers(&answer["response_headers_to_add"])?,
+        query_to_set: pairs(&answer["query_parameters_to_set"])?,
+        query_to_remove: texts(&answer["query_parameters_to_remove"])?,
+        dynamic_metadata: metadata(&answer["dynamic_metadata"])?,
+    })
+}
+
+fn read_deny(answer: &Value) -> Option<RegoDecision> {
+    let body = match &answer["body"] {
+        Value::Undefined => String::new(),
+        Value::String(text) => text.to_string(),
+        _ => return None,
+    };
+    Some(RegoDecision::Deny {
+        status: status(&answer["http_status"])?,
+        headers: headers(&answer["headers"])?,
+        body,
+        reason: RegoDenyReason::Policy,
+        dynamic_metadata: metadata(&answer["dynamic_metadata"])?,
+    })
+}
+
+/// A status that has a name; informational ones cannot end a request.
+fn status(value: &Value) -> Option<StatusCode> {
+    if *value == Value::Undefined {
+        return Some(StatusCode::FORBIDDEN);
+    }
+    let status = StatusCode::from_u16(value.as_u16().ok()?).ok()?;
+    (status.canonical_reason().is_some() && !status.is_informational()).then_some(status)
+}
+
+/// Header entries of an object, or of an array of objects.
+fn headers(value: &Value) -> Option<Vec<(HeaderName, HeaderValue)>> {
+    let parts = match value {
+        Value::Undefined => Vec::new(),
+        Value::Object(_) => pairs(value)?,
+        Value::Array(_) | Value::Set(_) => {
+            items(value)?.map(pairs).collect::<Option<Vec<_>>>()?.concat()
+        }
+        _ => return None,
+    };
+    parts
+        .iter()
+        .map(|(name, value)| Some((name.parse().ok()?, HeaderValue::from_str(value).ok()?)))
+        .collect()
+}
+
+/// The entries of an object whose values are a string or an array of strings; sorted by key.
+fn pairs(value: &Value) -> Option<Vec<(String, String)>> {
+    let object = match value {
+        Value::Undefined => return Some(Vec::new()),
+        Value::Object(object) => object,
+        _ => return None,
+    };
+    let mut pairs = Vec::new();
+    for (key, value) in object.iter_sorted() {
+        let Value::String(key) = key else { return None };
+        match value {
+            Value::String(text) => pairs.push((key.to_string(), text.to_string())),
+            Value::Array(_) | Value::Set(_) => {
+                let texts = texts(value)?;
+                pairs.extend(texts.into_iter().map(|text| (key.to_string(), text)));
+            }
+            _ => return None,
+        }
+    }
+    Some(pairs)
+}
+
+/// The strings of an array; nothing at all is an empty one.
+fn texts(value: &Value) -> Option<Vec<String>> {
+    if *value == Value::Undefined {
+        return Some(Vec::new());
+    }
+    items(value)?.map(|item| item.as_string().ok().map(|text| text.to_string())).collect()
+}
+
+/// The elements of an array, or of a set, which is an array in JSON.
+fn items(value: &Value) -> Option<Box<dyn Iterator<Item = &Value> + '_>> {
+    match value {
+        Value::Array(array) => Some(Box::new(array.iter())),
+        Value::Set(set) => Some(Box::new(set.iter_sorted())),
+        _ => None,
+    }
+}
+
+fn metadata(value: &Value) -> Option<serde_json::Map<String, serde_json::Value>> {
+    match value {
+        Value::Undefined => Some(serde_json::Map::new()),
+        Value::Object(_) => match serde_json::to_value(value).ok()? {
+            serde_json::Value::Object(object) => Some(object),
+            _ => None,
+        },
+        _ => None,
+    }
+}

@@ -1,0 +1,528 @@
+//! The pass over compiled code that makes it decide as OPA does, and deny where something fails.
+//!
+//! regorus 0.14.1's virtual machine loses errors: a rule whose body meets one is merely undefined,
+//! so `not blocked` holds because `blocked` broke. And where its compiler gives a program another
+//! meaning than OPA does, a policy can allow too much. Its program is plain data, so this pass
+//! rewrites it once, at load:
+//!
+//! | in the program | would | so |
+//! |---|---|---|
+//! | arithmetic | lose an error of types | it calls our operators, whose faults end evaluation |
+//! | builtins | lose their errors and limits | each is linked to a checked function |
+//! | host functions | suspend | they are called like builtins |
+//! | a comprehension | on a false condition leave its caller's loop, or never end | its body runs in a loop of one step |
+//! | a yield | keep undefined elements | a guard skips them |
+//! | a key given twice | keep the last value | a second, different value ends evaluation |
+//! | the end of a body | take undefined for success and skip `else` | a guard fails it |
+//! | several values of a rule | be undefined, or be the last | its definitions collect sets, which must agree |
+//!
+//! The cases are pinned by tests against regorus' interpreter, so that a new version of regorus
+//! cannot change them unseen.
+
+use regorus::Value;
+use regorus::rvm::Instruction;
+use regorus::rvm::instructions::{
+    BuiltinCallParams, FunctionCallParams, GuardMode, LoopMode, LoopStartParams,
+};
+use regorus::rvm::program::{BuiltinInfo, Program, RuleInfo, RuleType};
+
+use super::builtins::{self, Link};
+use super::error::RegoLoadError;
+use super::policy::BuiltinErrors;
+
+/// Registers that the pass adds to a rule: one that holds the step of a comprehension's loop, and
+/// one for results that nobody reads.
+const SCRATCH_REGISTERS: u8 = 2;
+
+/// Rewrites a program and links its builtins.
+pub(super) fn harden(program: Program, errors: BuiltinErrors) -> Result<Program, RegoLoadError> {
+    let mut pass = Pass::new(program)?;
+    pass.rewrite()?;
+    pass.relocate()?;
+    pass.split_rules()?;
+    pass.finish(errors)
+}
+
+fn broken(message: &str) -> RegoLoadError {
+    RegoLoadError::Engine { message: format!("unexpected compiled code: {message}") }
+}
+
+fn too_large(message: &str) -> RegoLoadError {
+    RegoLoadError::ProgramTooLarge { message: message.to_owned() }
+}
+
+struct Pass {
+    /// The program; its instructions are taken out into `old`.
+    program: Program,
+    old: Vec<Instruction>,
+    new: Vec<Instruction>,
+    /// Where the code of each old instruction begins in `new`; one more for the end.
+    moved: Vec<usize>,
+    /// Which rule an old instruction belongs to.
+    rule_of: Vec<Option<usize>>,
+    /// Rules whose definitions collect what must agree.
+    split: Vec<bool>,
+    /// The first scratch register of each rule.
+    scratch: Vec<u8>,
+    /// How many loop parameters are the compiler's.
+    old_loops: usize,
+    /// New instructions whose targets are still old ones.
+    to_relocate: Vec<usize>,
+}
+
+impl Pass {
+    fn new(mut program: Program) -> Result<Self, RegoLoadError> {
+        let old = std::mem::take(&mut program.instructions);
+        let rule_of = owners(&program, &old)?;
+        let split =
+            program.rule_infos.iter().map(|rule| must_agree(rule, &program, &old)).collect();
+        let scratch = program.rule_infos.iter().map(|rule| rule.num_registers).collect();
+        for rule in &mut program.rule_infos {
+            let registers = rule.num_registers.checked_add(SCRATCH_REGISTERS);
+            rule.num_registers = registers.ok_or_else(|| too_large("a rule's registers"))?;
+            program.max_rule_window_size = program.max_rule_window_size.max(rule.num_registers);
+        }
+        let old_loops = program.instruction_data.loop_params.len();
+        Ok(Self {
+            program,
+            old,
+            new: Vec::new(),
+            moved: Vec::new(),
+            rule_of,
+            split,
+            scratch,
+            old_loops,
+            to_relocate: Vec::new(),
+        })
+    }
+
+    /// Copies the code, instruction by instruction, with what each needs around it.
+    fn rewrite(&mut self) -> Result<(), RegoLoadError> {
+        let mut comprehensions: Vec<Comprehension> = Vec::new();
+        let mut opened = false;
+        for (at, instruction) in std::mem::take(&mut self.old).iter().enumerate() {
+            self.moved.push(self.new.len());
+            if std::mem::take(&mut opened) {
+                let comprehension = comprehensions.last_mut();
+                let comprehension = comprehension.ok_or_else(|| broken("a comprehension"))?;
+                comprehension.step = Some(self.open_step(at)?);
+            }
+            match *instruction {
+                Instruction::Add { dest, left, right } => {
+                    self.call("_add", dest, &[left, right])?;
+                }
+                Instruction::Sub { dest, left, right } => {
+                    self.call("_sub", dest, &[left, right])?;
+                }
+                Instruction::Mul { dest, left, right } => {
+                    self.call("_mul", dest, &[left, right])?;
+                }
+                Instruction::Div { dest, left, right } => {
+                    self.call("_div", dest, &[left, right])?;
+                }
+                Instruction::Mod { dest, left, right } => {
+                    self.call("_mod", dest, &[left, right])?;
+                }
+                Instruction::HostAwait { dest, arg, id } => self.host_call(dest, arg, id)?,
+                Instruction::ComprehensionBegin { params_index } => {
+                    let params = &self.program.instruction_data.comprehension_begin_params;
+                    let params = params.get(usize::from(params_index));
+                    let params = params.ok_or_else(|| broken("a comprehension's parameters"))?;
+                    comprehensions.push(Comprehension { result: params.result_reg, step: None });
+                    opened = true;
+                    self.new.push(*instruction);
+                }
+                Instruction::ComprehensionYield { value_reg, key_reg } => {
+                    let comprehension = comprehensions.last();
+                    let result = comprehension.ok_or_else(|| broken("a yield"))?.result;
+                    self.guard(value_reg, GuardMode::NotUndefined);
+                    if let Some(key) = key_reg {
+                        self.unique(at, result, key, value_reg)?;
+                    }
+                    self.new.push(*instruction);
+                }
+                Instruction::ComprehensionEnd {} => {
+                    let comprehension = comprehensions.pop();
+                    let step = comprehension.and_then(|comprehension| comprehension.step);
+                    self.close_step(step.ok_or_else(|| broken("a comprehension's end"))?)?;
+                    self.new.push(*instruction);
+                }
+                Instruction::ObjectSet { obj, key, value } => {
+                    self.guard(value, GuardMode::NotUndefined);
+                    self.unique(at, obj, key, value)?;
+                    self.new.push(*instruction);
+                }
+                Instruction::Move { dest, src } if self.collects(at, dest) => {
+                    self.new.push(Instruction::SetAdd { set: dest, value: src });
+                }
+                Instruction::RuleReturn {} => {
+                    self.succeed_with_a_value(at)?;
+                    self.new.push(*instruction);
+                }
+                Instruction::LoopNext { .. } | Instruction::AnyOfNext { .. } => {
+                    self.to_relocate.push(self.new.len());
+                    self.new.push(*instruction);
+                }
+                other => self.new.push(other),
+            }
+            self.old.push(*instruction);
+        }
+        self.moved.push(self.new.len());
+        if comprehensions.is_empty() { Ok(()) } else { Err(broken("an open comprehension")) }
+    }
+
+    /// The rule that the instruction belongs to.
+    fn rule(&self, at: usize) -> Result<usize, RegoLoadError> {
+        self.rule_of.get(at).copied().flatten().ok_or_else(|| broken("an instruction of no rule"))
+    }
+
+    fn scratch(&self, at: usize) -> Result<(u8, u8), RegoLoadError> {
+        let first = self.scratch.get(self.rule(at)?).copied();
+        let pair = first.and_then(|first| Some((first, first.checked_add(1)?)));
+        pair.ok_or_else(|| broken("a rule without registers"))
+    }
+
+    /// Whether the register is where the instruction's rule collects its values.
+    fn collects(&self, at: usize, register: u8) -> bool {
+        let rule = self.rule_of.get(at).copied().flatten();
+        let rule = rule.filter(|rule| self.split.get(*rule) == Some(&true));
+        let info = rule.and_then(|rule| self.program.rule_infos.get(rule));
+        info.is_some_and(|info| info.result_reg == register)
+    }
+
+    fn guard(&mut self, register: u8, mode: GuardMode) {
+        self.new.push(Instruction::Guard { register, mode });
+    }
+
+    fn call(&mut self, name: &str, dest: u8, args: &[u8]) -> Result<(), RegoLoadError> {
+        let num_args = u8::try_from(args.len()).map_err(|_many| broken("a call's arguments"))?;
+        let builtin_index = self.builtin(name, u16::from(num_args))?;
+        let mut registers = [0; 8];
+        for (register, arg) in registers.iter_mut().zip(args) {
+            *register = *arg;
+        }
+        let params = BuiltinCallParams { dest, builtin_index, num_args, args: registers };
+        let params_index = self.program.add_builtin_call_params(params);
+        self.new.push(Instruction::BuiltinCall { params_index });
+        Ok(())
+    }
+
+    fn builtin(&mut self, name: &str, num_args: u16) -> Result<u16, RegoLoadError> {
+        let table = &self.program.builtin_info_table;
+        let known = table.iter().position(|info| info.name == name);
+        let index = known.unwrap_or(table.len());
+        if known.is_none() {
+            self.program.add_builtin_info(BuiltinInfo { name: name.to_owned(), num_args });
+        }
+        u16::try_from(index).map_err(|_many| too_large("builtins"))
+    }
+
+    /// A host function's name is loaded by the instruction before.
+    fn host_call(&mut self, dest: u8, arg: u8, id: u8) -> Result<(), RegoLoadError> {
+        let name = match self.old.last() {
+            Some(Instruction::Load { dest, literal_idx }) if *dest == id => {
+                self.program.literals.get(usize::from(*literal_idx))
+            }
+            _ => None,
+        };
+        let name = name.and_then(|name| name.as_string().ok()).map(|name| name.to_string());
+        let name = name.ok_or_else(|| broken("a host function without a name"))?;
+        match builtins::link(&name) {
+            Some(Link::Packed(_)) => self.call(&name, dest, &[arg]),
+            Some(Link::Context) => {
+                self.new.push(Instruction::LoadContext { dest });
+                Ok(())
+            }
+            Some(Link::Native | Link::Operator) | None => Err(broken("a host function")),
+        }
+    }
+
+    /// Ends evaluation when the object has another value at the key.
+    fn unique(&mut self, at: usize, object: u8, key: u8, value: u8) -> Result<(), RegoLoadError> {
+        self.guard(key, GuardMode::NotUndefined);
+        let (_, unread) = self.scratch(at)?;
+        self.call("_unique", unread, &[object, key, value])
+    }
+
+    /// Begins the loop of one step that a comprehension's body runs in.
+    fn open_step(&mut self, at: usize) -> Result<Step, RegoLoadError> {
+        let (step, unread) = self.scratch(at)?;
+        let once = self.program.add_literal(Value::from(vec![Value::Null]));
+        let literal_idx = u16::try_from(once).map_err(|_many| too_large("literals"))?;
+        self.new.push(Instruction::Load { dest: step, literal_idx });
+        let params_index = self.program.add_loop_params(LoopStartParams {
+            mode: LoopMode::ForEach,
+            collection: step,
+            key_reg: step,
+            value_reg: step,
+            result_reg: unread,
+            body_start: 0,
+            loop_end: 0,
+        });
+        self.new.push(Instruction::LoopStart { params_index });
+        Ok(Step { params_index, body_start: position(&self.new)? })
+    }
+
+    fn close_step(&mut self, step: Step) -> Result<(), RegoLoadError> {
+        let Step { params_index, body_start } = step;
+        let loop_end = position(&self.new)?.checked_add(1).ok_or_else(|| too_large("code"))?;
+        self.new.push(Instruction::LoopNext { body_start, loop_end });
+        self.program.update_loop_params(params_index, |params| {
+            params.body_start = body_start;
+            params.loop_end = loop_end;
+        });
+        Ok(())
+    }
+
+    /// A body of a complete rule fails when it gave no value, so that `else` is tried.
+    fn succeed_with_a_value(&mut self, at: usize) -> Result<(), RegoLoadError> {
+        let rule = self.rule(at)?;
+        let info = self.program.rule_infos.get(rule).ok_or_else(|| broken("a rule"))?;
+        let (is_complete, result) = (info.rule_type == RuleType::Complete, info.result_reg);
+        if self.collects(at, result) {
+            let (_, found) = self.scratch(at)?;
+            self.call("_not_empty", found, &[result])?;
+            self.guard(found, GuardMode::Condition);
+        } else if is_complete {
+            self.guard(result, GuardMode::NotUndefined);
+        }
+        Ok(())
+    }
+
+    /// Turns old targets into new ones.
+    fn relocate(&mut self) -> Result<(), RegoLoadError> {
+        let Self { program, new, moved, to_relocate, old_loops, .. } = self;
+        let wide = |old: usize| moved.get(old).copied().ok_or_else(|| broken("a target"));
+        let narrow = |old: u16| {
+            let target = u16::try_from(wide(usize::from(old))?);
+            target.map_err(|_far| too_large("instructions"))
+        };
+        for at in to_relocate.iter() {
+            match new.get_mut(*at) {
+                Some(Instruction::LoopNext { body_start, loop_end }) => {
+                    *body_start = narrow(*body_start)?;
+                    *loop_end = narrow(*loop_end)?;
+                }
+                Some(Instruction::AnyOfNext { end_pc, .. }) => {
+                    // It goes on behind this instruction.
+                    let behind = end_pc.checked_add(1).ok_or_else(|| too_large("code"))?;
+                    let target = narrow(behind)?.checked_sub(1);
+                    *end_pc = target.ok_or_else(|| broken("a branch"))?;
+                }
+                _ => return Err(broken("a branch")),
+            }
+        }
+        for params in program.instruction_data.loop_params.iter_mut().take(*old_loops) {
+            params.body_start = narrow(params.body_start)?;
+            params.loop_end = narrow(params.loop_end)?;
+        }
+        for params in &mut program.instruction_data.comprehension_begin_params {
+            params.body_start = narrow(params.body_start)?;
+            params.comprehension_end = narrow(params.comprehension_end)?;
+        }
+        let entry = |old: u32| {
+            let old = usize::try_from(old).map_err(|_far| broken("an entry"))?;
+            u32::try_from(wide(old)?).map_err(|_far| too_large("instructions"))
+        };
+        for rule in &mut program.rule_infos {
+            let definitions = rule.definitions.iter();
+            let definitions =
+                definitions.map(|bodies| bodies.iter().map(|at| entry(*at)).collect());
+            rule.definitions = std::sync::Arc::new(definitions.collect::<Result<_, _>>()?);
+            for block in rule.destructuring_blocks.iter_mut().flatten() {
+                *block = entry(*block)?;
+            }
+        }
+        for at in program.entry_points.values_mut() {
+            *at = wide(*at)?;
+        }
+        program.main_entry_point = entry(program.main_entry_point)?;
+        Ok(())
+    }
+
+    /// Gives each definition of a rule whose values must agree a rule of its own, which collects
+    /// them, and the rule itself code that compares what they collected.
+    fn split_rules(&mut self) -> Result<(), RegoLoadError> {
+        let split = std::mem::take(&mut self.split);
+        for (index, _) in split.into_iter().enumerate().filter(|(_, split)| *split) {
+            let info = self.program.rule_infos.get(index).ok_or_else(|| broken("a rule"))?.clone();
+            let first = self.program.rule_infos.len();
+            self.program.rule_infos.extend(collectors(&info));
+            let collectors = first..self.program.rule_infos.len();
+            let entry = u32::try_from(self.new.len()).map_err(|_far| too_large("instructions"))?;
+            let rule_index = narrow_rule(index)?;
+            self.new.push(Instruction::RuleInit { result_reg: 0, rule_index });
+            let parameters = info.function_info.as_ref().map(|function| function.num_params);
+            let parameters = u8::try_from(parameters.unwrap_or(0));
+            let parameters = parameters.ok().filter(|parameters| *parameters <= 8);
+            let parameters = parameters.ok_or_else(|| broken("a function's parameters"))?;
+            let (sets, set) = (parameters.saturating_add(1), parameters.saturating_add(2));
+            self.new.push(Instruction::ArrayNew { dest: sets });
+            for collector in collectors {
+                let rule_index = narrow_rule(collector)?;
+                if info.function_info.is_some() {
+                    let mut args = [0; 8];
+                    args.iter_mut().zip(1..=parameters).for_each(|(arg, register)| *arg = register);
+                    let params = FunctionCallParams {
+                        dest: set,
+                        func_rule_index: rule_index,
+                        num_args: parameters,
+                        args,
+                    };
+                    let params_index = self.program.add_function_call_params(params);
+                    self.new.push(Instruction::FunctionCall { params_index });
+                } else {
+                    self.new.push(Instruction::CallRule { dest: set, rule_index });
+                }
+                self.new.push(Instruction::ArrayPush { arr: sets, value: set });
+            }
+            self.call("_agree", 0, &[sets])?;
+            self.guard(0, GuardMode::NotUndefined);
+            self.new.push(Instruction::RuleReturn {});
+            let info = self.program.rule_infos.get_mut(index).ok_or_else(|| broken("a rule"))?;
+            info.definitions = std::sync::Arc::new(vec![vec![entry]]);
+            info.destructuring_blocks = vec![None];
+            info.else_bodies = vec![vec![false]];
+            info.early_exit_on_first_success = false;
+            info.result_reg = 0;
+            info.num_registers = set.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    fn finish(self, errors: BuiltinErrors) -> Result<Program, RegoLoadError> {
+        let Self { mut program, new, .. } = self;
+        program.instruction_spans = vec![None; new.len()];
+        program.instructions = new;
+        program.recompute_host_await_presence();
+        let functions = program.builtin_info_table.iter().map(|info| {
+            let function = builtins::function(&info.name, errors);
+            function.ok_or_else(|| broken("a builtin that is not offered"))
+        });
+        program.resolved_builtins = functions.collect::<Result<_, _>>()?;
+        program.validate_limits().map_err(|message| RegoLoadError::ProgramTooLarge { message })?;
+        Ok(program)
+    }
+}
+
+/// A comprehension that is open.
+struct Comprehension {
+    result: u8,
+    step: Option<Step>,
+}
+
+/// The loop of one step around a comprehension's body.
+#[derive(Clone, Copy)]
+struct Step {
+    params_index: u16,
+    body_start: u16,
+}
+
+fn position(code: &[Instruction]) -> Result<u16, RegoLoadError> {
+    u16::try_from(code.len()).map_err(|_far| too_large("instructions"))
+}
+
+fn narrow_rule(index: usize) -> Result<u16, RegoLoadError> {
+    u16::try_from(index).map_err(|_many| too_large("rules"))
+}
+
+/// The rule of each instruction: bodies up to their return, parameters up to their success.
+fn owners(program: &Program, code: &[Instruction]) -> Result<Vec<Option<usize>>, RegoLoadError> {
+    let mut owners = vec![None; code.len()];
+    for (index, rule) in program.rule_infos.iter().enumerate() {
+        let blocks = rule.destructuring_blocks.iter().flatten();
+        for entry in rule.definitions.iter().flatten().chain(blocks) {
+            for at in block(code, *entry) {
+                *owners.get_mut(at).ok_or_else(|| broken("an entry"))? = Some(index);
+            }
+        }
+    }
+    Ok(owners)
+}
+
+/// The instructions from an entry to the end of its block.
+fn block(code: &[Instruction], entry: u32) -> std::ops::Range<usize> {
+    let entry = usize::try_from(entry).unwrap_or(usize::MAX);
+    let length = code.iter().skip(entry).position(|instruction| {
+        matches!(instruction, Instruction::RuleReturn {} | Instruction::DestructuringSuccess {})
+    });
+    match length.and_then(|length| entry.checked_add(length)?.checked_add(1)) {
+        Some(end) => entry..end,
+        None => entry..code.len(),
+    }
+}
+
+/// Whether a complete rule or function could have several values at once.
+fn must_agree(rule: &RuleInfo, program: &Program, code: &[Instruction]) -> bool {
+    let bodies: Vec<_> = rule.definitions.iter().flatten().map(|at| block(code, *at)).collect();
+    let has_loop = bodies.iter().any(|body| {
+        let mut body = code.iter().take(body.end).skip(body.start);
+        body.any(|instruction| matches!(instruction, Instruction::LoopStart { .. }))
+    });
+    rule.rule_type == RuleType::Complete
+        && (has_loop || chains(rule).nth(1).is_some())
+        && !is_constant(rule, &bodies, program, code)
+}
+
+/// Whether all bodies give the same literal.
+fn is_constant(
+    rule: &RuleInfo,
+    bodies: &[std::ops::Range<usize>],
+    program: &Program,
+    code: &[Instruction],
+) -> bool {
+    let mut constant = None;
+    bodies.iter().flat_map(Clone::clone).all(|at| {
+        let Some(Instruction::Move { dest, src }) = code.get(at) else { return true };
+        if *dest != rule.result_reg {
+            return true;
+        }
+        let loaded = at.checked_sub(1).and_then(|before| code.get(before));
+        let value = match loaded {
+            Some(Instruction::LoadTrue { dest }) if dest == src => Value::Bool(true),
+            Some(Instruction::LoadFalse { dest }) if dest == src => Value::Bool(false),
+            Some(Instruction::LoadBool { dest, value }) if dest == src => Value::Bool(*value),
+            Some(Instruction::Load { dest, literal_idx }) if dest == src => {
+                match program.literals.get(usize::from(*literal_idx)) {
+                    Some(value) => value.clone(),
+                    None => return false,
+                }
+            }
+            _ => return false,
+        };
+        *constant.get_or_insert_with(|| value.clone()) == value
+    })
+}
+
+/// The chains of a rule: a definition's body with its `else` bodies.
+fn chains(rule: &RuleInfo) -> impl Iterator<Item = (usize, Vec<u32>)> + '_ {
+    rule.definitions.iter().enumerate().flat_map(|(definition, bodies)| {
+        let flags = rule.else_bodies.get(definition);
+        let mut chains: Vec<(usize, Vec<u32>)> = Vec::new();
+        for (at, body) in bodies.iter().enumerate() {
+            let is_else = flags.and_then(|flags| flags.get(at)).copied().unwrap_or(false);
+            match chains.last_mut() {
+                Some((_, chain)) if is_else => chain.push(*body),
+                _ => chains.push((definition, vec![*body])),
+            }
+        }
+        chains
+    })
+}
+
+/// A rule for each chain, which collects the chain's values in a set.
+fn collectors(rule: &RuleInfo) -> Vec<RuleInfo> {
+    let collector = |(at, (definition, chain)): (usize, (usize, Vec<u32>))| {
+        let mut collector = rule.clone();
+        collector.name = format!("{}#{at}", rule.name);
+        collector.rule_type = RuleType::PartialSet;
+        collector.default_literal_index = None;
+        collector.early_exit_on_first_success = false;
+        collector.destructuring_blocks =
+            vec![rule.destructuring_blocks.get(definition).copied().flatten()];
+        collector.else_bodies = vec![(0..chain.len()).map(|at| at > 0).collect()];
+        collector.definitions = std::sync::Arc::new(vec![chain]);
+        collector
+    };
+    chains(rule).enumerate().map(collector).collect()
+}

@@ -1,0 +1,66 @@
+//! Rego, decided as OPA's Envoy plugin would, inside the process.
+//!
+//! Three steps: [`RegoPolicy::compile`] reads modules and data and refuses what could not be
+//! evaluated safely; [`RegoInput`] builds the plugin's input document from what mesh-authn has
+//! verified; [`RegoPolicy::decide`] is total, and whatever goes wrong in it is a denial.
+//!
+//! # Limits
+//!
+//! Work is bounded without a clock: [`RegoOptions`] sets how many instructions an evaluation may
+//! execute, recursion is refused at load, and the builtins whose cost does not follow from their
+//! input are left out or check their arguments ([`builtin_names`] lists what exists). Wall-clock
+//! limits belong to the caller, who waits for a [`RegoPool`] as long as it likes: regorus' own
+//! timer needs a clock that can be set once for the whole process, so it is not used.
+//!
+//! # Threads
+//!
+//! Evaluation recurses in proportion to the chain of rules ([`MAX_RULE_CHAIN`]), so
+//! [`RegoPolicy::decide`] wants a large stack. A [`RegoPool`] has it ([SEC-REGO-3]).
+//!
+//! # Which engine
+//!
+//! regorus' compiled form (RVM), after a pass over the program that gives it OPA's meaning where
+//! version 0.14.1 has another one (see `harden`). Its interpreter serves the tests as a second
+//! opinion and never sees a request.
+//!
+//! # Examples
+//!
+//! ```
+//! use mesh_authz::rego::{RegoInput, RegoOptions, RegoPolicy};
+//!
+//! let module = r#"
+//!     package envoy.authz
+//!     default allow := false
+//!     allow if input.parsed_path[0] == "details"
+//! "#;
+//! let policy = RegoPolicy::compile(&[("authz.rego", module)], None, RegoOptions::default())?;
+//! let headers = http::HeaderMap::new();
+//! let details = RegoInput::builder("GET", "/details/1", &headers).build();
+//! let admin = RegoInput::builder("GET", "/admin", &headers).build();
+//! assert!(policy.decide(&details).is_allow());
+//! assert!(!policy.decide(&admin).is_allow());
+//! # Ok::<(), mesh_authz::rego::RegoLoadError>(())
+//! ```
+
+mod builtins;
+mod check;
+mod decision;
+mod error;
+mod harden;
+mod input;
+mod parse;
+mod policy;
+mod pool;
+mod scan;
+
+pub use builtins::builtin_names;
+pub use check::MAX_RULE_CHAIN;
+pub use decision::{RegoDecision, RegoDenyReason};
+pub use error::{RegoLoadError, RegoPlace};
+pub use input::{
+    BodyView, MAX_INPUT_BYTES, MAX_INPUT_DEPTH, MAX_STRING_BYTES, RegoInput, RegoInputBuilder,
+};
+pub use parse::BadInput;
+pub use policy::{BuiltinErrors, DEFAULT_INSTRUCTIONS, DEFAULT_QUERY, RegoOptions, RegoPolicy};
+pub use pool::{PoolFull, RegoPool, RegoTicket};
+pub use scan::{MAX_MODULE_BYTES, MAX_NESTING, MAX_OPERATORS};

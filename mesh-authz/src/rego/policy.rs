@@ -1,0 +1,224 @@
+//! A policy: modules and data, compiled; and the decision.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+
+use regorus::languages::rego::compiler::Compiler;
+use regorus::rvm::program::Program;
+use regorus::rvm::vm::{RegoVM, VmError};
+use regorus::{Engine, Value};
+
+use super::builtins::{self, Fault, Link};
+use super::check::check;
+use super::decision::{RegoDecision, RegoDenyReason};
+use super::error::RegoLoadError;
+use super::harden::harden;
+use super::input::RegoInput;
+use super::pool::STACK_BYTES;
+use super::scan::{scan, split_report, syntax};
+
+/// The rule that OPA's Envoy plugin asks for.
+pub const DEFAULT_QUERY: &str = "data.envoy.authz.allow";
+
+/// Instructions that an evaluation may execute. regorus' own default of 25,000 ends a policy that
+/// walks 3,000 entries of data; an instruction takes about 30 ns, so these are about 15 ms.
+pub const DEFAULT_INSTRUCTIONS: usize = 500_000;
+
+/// How a policy is compiled and evaluated.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RegoOptions {
+    query: String,
+    instructions: usize,
+    builtin_errors: BuiltinErrors,
+}
+
+/// What it means when a builtin or an operator gets arguments that it cannot take.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "there are these two ways to go on")]
+pub enum BuiltinErrors {
+    /// The request is denied ([SEC-REGO-7]): OPA's `strict-builtin-errors`.
+    #[default]
+    Deny,
+    /// The call is undefined, as OPA does unless told otherwise. `not f(x)` then holds when `f`
+    /// fails.
+    Undefined,
+}
+
+impl Default for RegoOptions {
+    fn default() -> Self {
+        Self {
+            query: DEFAULT_QUERY.to_owned(),
+            instructions: DEFAULT_INSTRUCTIONS,
+            builtin_errors: BuiltinErrors::default(),
+        }
+    }
+}
+
+impl RegoOptions {
+    /// The rule to ask for, such as `data.envoy.authz.allow`.
+    #[must_use]
+    pub fn with_query(mut self, query: impl Into<String>) -> Self {
+        self.query = query.into();
+        self
+    }
+
+    /// How many instructions an evaluation may execute ([SEC-REGO-4]).
+    #[must_use]
+    pub fn with_instructions(mut self, instructions: usize) -> Self {
+        self.instructions = instructions;
+        self
+    }
+
+    /// What a failing builtin means.
+    #[must_use]
+    pub fn with_builtin_errors(mut self, errors: BuiltinErrors) -> Self {
+        self.builtin_errors = errors;
+        self
+    }
+}
+
+/// A compiled policy. It is immutable; evaluations share nothing of each other ([SEC-REGO-8]).
+pub struct RegoPolicy {
+    program: Arc<Program>,
+    data: Value,
+    instructions: usize,
+}
+
+impl RegoPolicy {
+    /// Compiles modules, each a name and its text, and the data document that they see.
+    ///
+    /// It works on a thread of its own with a large stack and waits for it. Its time is bounded by
+    /// [`super::MAX_MODULE_BYTES`], [`super::MAX_NESTING`] and the instruction budget, not by a
+    /// clock.
+    ///
+    /// # Errors
+    ///
+    /// The first [`RegoLoadError`] met: texts before syntax, syntax before functions and
+    /// recursion, these before what the compiler refuses.
+    pub fn compile(
+        modules: &[(&str, &str)],
+        data: Option<serde_json::Value>,
+        options: RegoOptions,
+    ) -> Result<Self, RegoLoadError> {
+        let failed = |message: &str| RegoLoadError::Engine { message: message.to_owned() };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("rego-load".to_owned());
+            let load = thread
+                .stack_size(STACK_BYTES)
+                .spawn_scoped(scope, || load(modules, data, &options))
+                .map_err(|_no_thread| failed("no thread to load on"))?;
+            load.join().unwrap_or_else(|_panic| Err(failed("it panicked while loading")))
+        })
+    }
+
+    /// What the policy says to a request. Total: whatever fails denies, with the reason.
+    ///
+    /// Call it on a thread with a large stack, such as one of a [`super::RegoPool`].
+    #[must_use]
+    pub fn decide(&self, input: &RegoInput) -> RegoDecision {
+        let document = match input.document() {
+            Ok(document) => document.clone(),
+            Err(problem) => return RegoDecision::deny(RegoDenyReason::BadInput(*problem)),
+        };
+        // regorus forbids itself to panic; should it do so all the same, that is no allow.
+        catch_unwind(AssertUnwindSafe(|| self.evaluate(document, input.now_ns())))
+            .map(|answer| match answer {
+                Ok(answer) => RegoDecision::read(&answer),
+                Err(reason) => RegoDecision::deny(reason),
+            })
+            .unwrap_or_else(|_panic| RegoDecision::deny(RegoDenyReason::EvaluationError))
+    }
+
+    fn evaluate(&self, input: Value, now_ns: Value) -> Result<Value, RegoDenyReason> {
+        let mut vm = RegoVM::new();
+        vm.set_max_instructions(self.instructions);
+        vm.load_program(Arc::clone(&self.program));
+        vm.set_data(self.data.clone()).map_err(|error| reason(&error))?;
+        vm.set_context(now_ns);
+        vm.set_input(input);
+        vm.execute_entry_point_by_index(0).map_err(|error| reason(&error))
+    }
+}
+
+impl fmt::Debug for RegoPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegoPolicy")
+            .field("rules", &self.program.rule_infos.len())
+            .field("instructions", &self.program.instructions.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn reason(error: &VmError) -> RegoDenyReason {
+    match error {
+        VmError::MemoryLimitExceeded { usage, .. } => match Fault::carried(*usage) {
+            Fault::Failed => RegoDenyReason::EvaluationError,
+            Fault::TooLarge => RegoDenyReason::LimitExceeded,
+            Fault::Conflict => RegoDenyReason::Conflict,
+        },
+        VmError::InstructionLimitExceeded { .. }
+        | VmError::NumericOverflow { .. }
+        | VmError::RegexSizeLimitExceeded { .. }
+        | VmError::TimeLimitExceeded { .. } => RegoDenyReason::LimitExceeded,
+        _ => RegoDenyReason::EvaluationError,
+    }
+}
+
+fn load(
+    modules: &[(&str, &str)],
+    data: Option<serde_json::Value>,
+    options: &RegoOptions,
+) -> Result<RegoPolicy, RegoLoadError> {
+    scan(modules)?;
+    let mut engine = Engine::new();
+    for (name, text) in modules {
+        let added = engine.add_policy((*name).to_owned(), (*text).to_owned());
+        added.map_err(|error| syntax(name, &error.to_string()))?;
+    }
+    let called = check(engine.get_modules(), &options.query)?;
+
+    let refused = |report: &str| {
+        let (place, message) = split_report("policy", report);
+        RegoLoadError::Compile { place, message }
+    };
+    let query = options.query.as_str();
+    let policy = engine.compile_with_entrypoint(&query.into());
+    let policy = policy.map_err(|error| refused(&error.to_string()))?;
+    let host_functions: Vec<(&str, usize)> = called
+        .iter()
+        .filter_map(|name| match builtins::link(name)? {
+            Link::Packed(arguments) => Some((*name, arguments)),
+            Link::Context => Some((*name, 0)),
+            Link::Native | Link::Operator => None,
+        })
+        .collect();
+    let program = Compiler::compile_from_policy_with_host_await(&policy, &[query], &host_functions);
+    let program = Arc::unwrap_or_clone(program.map_err(|error| refused(&error.to_string()))?);
+    let program = harden(program, options.builtin_errors)?;
+
+    let data = data_document(data)?;
+    program.check_rule_data_conflicts(&data).map_err(|_conflict| RegoLoadError::Data {
+        message: "a value stands where the modules define a rule".to_owned(),
+    })?;
+    let policy =
+        RegoPolicy { program: Arc::new(program), data, instructions: options.instructions };
+    // [SEC-REGO-6] A policy that needs more for nothing would never decide anything.
+    if policy.decide(&RegoInput::empty()).reason() == Some(RegoDenyReason::LimitExceeded) {
+        return Err(RegoLoadError::ExceedsBudget { instructions: options.instructions });
+    }
+    Ok(policy)
+}
+
+fn data_document(data: Option<serde_json::Value>) -> Result<Value, RegoLoadError> {
+    let refused = |message: &str| RegoLoadError::Data { message: message.to_owned() };
+    match data {
+        None => Ok(Value::new_object()),
+        Some(object @ serde_json::Value::Object(_)) => match Value::from(object) {
+            Value::Undefined => Err(refused("it cannot be represented")),
+            document => Ok(document),
+        },
+        Some(_) => Err(refused("it must be an object")),
+    }
+}
