@@ -1,0 +1,328 @@
+//! From policies to a [`PolicySet`] for one workload: selected, aliases expanded, lowered.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use mesh_identity::manifest::{Problem, Problems};
+
+use crate::attribute::Attribute;
+use crate::custom::CustomGroup;
+use crate::decision::{PolicyName, RuleRef};
+use crate::matcher::{
+    AddressOf, BlockSet, Effect, Matcher, MetadataMatcher, Mood, PathSet, PrincipalSet,
+    TemplateSet, Test, TextPattern, TextSet, TrustDomainMatch,
+};
+use crate::policy_set::{PolicySet, Reads};
+use crate::resource::{Action, AuthorizationPolicy, Rule, Term, Value};
+use crate::rule::{Rule as CompiledRule, Stage};
+use crate::scope::{Provider, ProviderKind, Scope, Transport};
+use crate::semantics::StrictRule;
+use crate::trust_domain::TrustDomains;
+
+pub(crate) fn compile(
+    policies: &[AuthorizationPolicy],
+    scope: &Scope,
+    transport: Transport,
+) -> Result<PolicySet, Problems> {
+    let mut problems = duplicates(policies);
+    let applying: Vec<&AuthorizationPolicy> = policies
+        .iter()
+        .filter(|policy| {
+            let namespace = &policy.metadata().namespace;
+            policy.attachment().applies(namespace, scope.workload(), scope.mesh())
+        })
+        .collect();
+    for policy in &applying {
+        problems.extend(weakenings(policy, scope, transport));
+    }
+    if let Some(problems) = Problems::from_list(problems) {
+        return Err(problems);
+    }
+    let compiler = Compiler { scope, transport, domains: TrustDomains::new(scope.mesh()) };
+    Ok(compiler.set(&applying))
+}
+
+/// [SEM-EVAL-32], [SEM-VAL-32] Two policies of one name: neither may win in silence.
+fn duplicates(policies: &[AuthorizationPolicy]) -> Vec<Problem> {
+    let mut seen = HashSet::new();
+    let mut problems = Vec::new();
+    for policy in policies {
+        let metadata = policy.metadata();
+        if !seen.insert((metadata.namespace.as_str(), metadata.name.as_str())) {
+            let message = "another policy has the same namespace and name; remove one of them";
+            problems.push(policy.problem("", message));
+        }
+    }
+    problems
+}
+
+/// [SEM-STRICT-04], [SEM-STRICT-10], [SEM-STRICT-12] What strict options refuse in a policy.
+fn weakenings(policy: &AuthorizationPolicy, scope: &Scope, transport: Transport) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let semantics = scope.semantics();
+    if semantics.has(StrictRule::DryRunCustom)
+        && policy.is_dry_run()
+        && matches!(policy.action(), Action::Custom { .. })
+    {
+        problems.push(policy.problem("", "a CUSTOM policy cannot be a dry run"));
+    }
+    for rule in policy.rules() {
+        let at = |path: &str| format!("rules[{}].{path}", rule.index);
+        for term in rule.terms() {
+            let lists = [(&term.values, &term.path), (&term.not_values, &term.not_path)];
+            for (values, path) in lists {
+                let reaches_sa = |value: &Value| match value {
+                    Value::Namespace(pattern) => pattern.reaches_sa(),
+                    _ => false,
+                };
+                if semantics.has(StrictRule::StructuralIdentity) && values.iter().any(reaches_sa) {
+                    problems.push(policy.problem(
+                        &at(path),
+                        "matches the sa of every identity, as in .../ns/NAME/sa/...; write the \
+                         namespaces out",
+                    ));
+                }
+            }
+        }
+        let widens = transport == Transport::Tcp
+            && !matches!(policy.action(), Action::Allow)
+            && semantics.has(StrictRule::NoSilentWeakening)
+            && rule.terms().any(|term| term.attribute.is_http_only())
+            && !names_ports(rule);
+        if widens {
+            problems.push(policy.problem(
+                &format!("rules[{}]", rule.index),
+                "on TCP its HTTP conditions disappear and the rest reaches further; name the \
+                 ports it is meant for",
+            ));
+        }
+    }
+    problems
+}
+
+/// Whether the author said which ports a rule is about: in each operation, or as a condition.
+fn names_ports(rule: &Rule) -> bool {
+    let is_port = |term: &Term| term.attribute == Attribute::Port && !term.values.is_empty();
+    let by_operation = !rule.to.is_empty() && rule.to.iter().all(|terms| terms.iter().any(is_port));
+    by_operation || rule.when.iter().any(is_port)
+}
+
+struct Compiler<'a> {
+    scope: &'a Scope,
+    transport: Transport,
+    domains: TrustDomains<'a>,
+}
+
+/// Rules before they are a [`Stage`]; nothing when no policy made one.
+type Draft = Option<Vec<CompiledRule>>;
+
+impl Compiler<'_> {
+    fn set(&self, policies: &[&AuthorizationPolicy]) -> PolicySet {
+        let (mut deny, mut allow, mut audit): (Draft, Draft, Draft) = (None, None, None);
+        let (mut shadow_deny, mut shadow_allow): (Draft, Draft) = (None, None);
+        let mut custom: BTreeMap<&str, Vec<&AuthorizationPolicy>> = BTreeMap::new();
+        for policy in policies {
+            let stage = match (policy.action(), policy.is_dry_run()) {
+                (Action::Allow, false) => &mut allow,
+                (Action::Allow, true) => &mut shadow_allow,
+                (Action::Deny, false) => &mut deny,
+                (Action::Deny, true) => &mut shadow_deny,
+                (Action::Audit, false) => &mut audit,
+                // [SEM-EVAL-43] A shadow without effect.
+                (Action::Audit, true) => continue,
+                (Action::Custom { provider }, _) => {
+                    custom.entry(provider).or_default().push(policy);
+                    continue;
+                }
+            };
+            stage.get_or_insert_default().extend(self.rules(policy, "", ""));
+        }
+        let effect = |rules: Draft, effect| rules.map(|rules| self.stage(rules, effect));
+        let mut reads = Reads::default();
+        let terms = policies.iter().flat_map(|policy| policy.rules()).flat_map(Rule::terms);
+        terms.for_each(|term| reads.add(&term.attribute));
+        PolicySet {
+            semantics: self.scope.semantics(),
+            transport: self.transport,
+            custom: self.custom(&custom),
+            audit: effect(audit, Effect::Observe),
+            shadow_deny: effect(shadow_deny, Effect::Refuse),
+            deny: effect(deny, Effect::Refuse),
+            shadow_allow: effect(shadow_allow, Effect::Allow),
+            allow: effect(allow, Effect::Allow),
+            reads,
+        }
+    }
+
+    fn stage(&self, rules: Vec<CompiledRule>, effect: Effect) -> Stage {
+        Stage::new(rules, Mood { semantics: self.scope.semantics(), effect })
+    }
+
+    /// The CUSTOM policies by provider, in byte order of the names ([SEM-EXT-05]).
+    fn custom(&self, by_provider: &BTreeMap<&str, Vec<&AuthorizationPolicy>>) -> Vec<CustomGroup> {
+        let providers = self.scope.providers();
+        let too_many = by_provider.len() > 1 && !providers.several_per_workload();
+        let mut groups = Vec::new();
+        for (name, policies) in by_provider {
+            let provider = if too_many { Provider::Broken } else { providers.get(name) };
+            let on_tcp = self.transport == Transport::Tcp;
+            let refuses = match provider {
+                Provider::Broken => true,
+                Provider::Usable(ProviderKind::Http) if on_tcp => {
+                    if !self.scope.semantics().has(StrictRule::CustomOnTcp) {
+                        // [SEM-TCP-06] No check at all.
+                        continue;
+                    }
+                    true
+                }
+                Provider::Usable(ProviderKind::Http | ProviderKind::Grpc) => false,
+            };
+            let suffix = if refuses { "-deny-due-to-bad-CUSTOM-action" } else { "" };
+            let prefix = format!("istio-ext-authz-{name}-");
+            let (mut asked, mut refused) = (Vec::new(), Vec::new());
+            for policy in policies {
+                // [SEM-EVAL-44] A dry run arrives in the lenient reading only, and then refuses.
+                let list = if refuses || policy.is_dry_run() { &mut refused } else { &mut asked };
+                list.extend(self.rules(policy, &prefix, suffix));
+            }
+            groups.push(CustomGroup::new(
+                name,
+                self.stage(refused, Effect::Refuse),
+                self.stage(asked, Effect::Refuse),
+            ));
+        }
+        groups
+    }
+
+    fn rules(&self, policy: &AuthorizationPolicy, prefix: &str, suffix: &str) -> Vec<CompiledRule> {
+        let metadata = policy.metadata();
+        let name = Arc::new(PolicyName {
+            namespace: metadata.namespace.as_str().into(),
+            name: metadata.name.as_str().into(),
+        });
+        let rules = policy.rules().iter().filter(|rule| !self.is_dropped(policy, rule));
+        let compiled = rules.map(|rule| CompiledRule {
+            reference: RuleRef::new(&name, rule.index, prefix, suffix),
+            sources: self.alternatives(&rule.from),
+            operations: self.alternatives(&rule.to),
+            conditions: self.tests(&rule.when),
+        });
+        compiled.collect()
+    }
+
+    /// [SEM-TCP-03] On TCP, an ALLOW rule with any HTTP-only attribute goes as a whole.
+    fn is_dropped(&self, policy: &AuthorizationPolicy, rule: &Rule) -> bool {
+        self.transport == Transport::Tcp
+            && *policy.action() == Action::Allow
+            && rule.terms().any(|term| term.attribute.is_http_only())
+    }
+
+    /// One alternative without conditions is any ([SEM-EVAL-21]).
+    fn alternatives(&self, entries: &[Vec<Term>]) -> Box<[Box<[Test]>]> {
+        let alternatives: Box<[Box<[Test]>]> =
+            entries.iter().map(|terms| self.tests(terms)).collect();
+        if alternatives.iter().any(|tests| tests.is_empty()) {
+            Box::default()
+        } else {
+            alternatives
+        }
+    }
+
+    fn tests(&self, terms: &[Term]) -> Box<[Test]> {
+        // [SEM-TCP-03] What is left of rules that are not ALLOW.
+        let exists =
+            |term: &&Term| self.transport == Transport::Http || !term.attribute.is_http_only();
+        let terms = terms.iter().filter(exists);
+        let tests = terms.flat_map(|term| {
+            let lists =
+                [(&term.values, &term.path, false), (&term.not_values, &term.not_path, true)];
+            lists.into_iter().filter(|(values, ..)| !values.is_empty()).map(
+                |(values, path, negated)| Test {
+                    matcher: self.matcher(&term.attribute, values),
+                    negated,
+                    path: path.as_str().into(),
+                },
+            )
+        });
+        tests.collect()
+    }
+
+    fn matcher(&self, attribute: &Attribute, values: &[Value]) -> Matcher {
+        let sorted = Sorted::new(values, &self.domains);
+        let address = |which| Matcher::Address(which, BlockSet::new(sorted.blocks.clone()));
+        match attribute {
+            Attribute::Claim(path) => Matcher::Claim(path.clone(), TextSet::new(sorted.texts)),
+            Attribute::DestinationIp => address(AddressOf::Destination),
+            Attribute::Header(key) => Matcher::Header(key.clone(), TextSet::new(sorted.texts)),
+            Attribute::Host => {
+                let lower = sorted.texts.into_iter().map(TextPattern::into_lowercase);
+                Matcher::Host(TextSet::new(lower.collect()))
+            }
+            Attribute::Metadata { filter, key } => Matcher::Metadata(Box::new(MetadataMatcher {
+                filter: filter.clone(),
+                key: key.clone(),
+                text: TextSet::new(sorted.texts),
+                element: TextSet::new(sorted.elements),
+            })),
+            Attribute::Method => Matcher::Method(TextSet::new(sorted.texts)),
+            Attribute::Namespace => Matcher::Namespace(sorted.namespaces.into()),
+            Attribute::Path => Matcher::Path(PathSet {
+                texts: TextSet::new(sorted.texts),
+                templates: TemplateSet::new(sorted.templates),
+            }),
+            Attribute::Port => Matcher::Port(sorted.ports.into()),
+            Attribute::Principal => Matcher::Principal(PrincipalSet::new(sorted.texts)),
+            Attribute::RemoteIp => address(AddressOf::Client),
+            Attribute::RequestPrincipal => {
+                Matcher::RequestPrincipal(sorted.request_principals.into())
+            }
+            Attribute::ServiceAccount => Matcher::Account(sorted.accounts.into()),
+            Attribute::Sni => Matcher::Sni(TextSet::new(sorted.texts)),
+            Attribute::SourceIp => address(AddressOf::Source),
+            Attribute::TrustDomain => Matcher::TrustDomain(sorted.trust_domains.into()),
+        }
+    }
+}
+
+/// The values of one list by their type. A list holds values of one attribute, so all but one or
+/// two of these stay empty.
+#[derive(Default)]
+struct Sorted {
+    accounts: Vec<crate::matcher::AccountPattern>,
+    blocks: Vec<ipnet::IpNet>,
+    elements: Vec<TextPattern>,
+    namespaces: Vec<crate::matcher::NamespacePattern>,
+    ports: Vec<u16>,
+    request_principals: Vec<crate::matcher::RequestPrincipalPattern>,
+    templates: Vec<crate::matcher::Template>,
+    texts: Vec<TextPattern>,
+    trust_domains: Vec<TrustDomainMatch>,
+}
+
+impl Sorted {
+    fn new(values: &[Value], domains: &TrustDomains<'_>) -> Self {
+        let mut this = Self::default();
+        for value in values {
+            match value {
+                Value::Account(account) => this.accounts.push(account.clone()),
+                Value::Block(block) => this.blocks.push(*block),
+                Value::ListElement(pattern) => this.elements.push(pattern.clone()),
+                Value::Namespace(pattern) => this.namespaces.push(pattern.clone()),
+                Value::Port(port) => this.ports.push(*port),
+                Value::Principal(text) => {
+                    let principals = domains.expand_principal(text);
+                    this.texts.extend(principals.iter().map(|text| TextPattern::parse(text)));
+                }
+                Value::RequestPrincipal(pattern) => this.request_principals.push(pattern.clone()),
+                Value::Template(template) => this.templates.push(template.clone()),
+                Value::Text(pattern) => this.texts.push(pattern.clone()),
+                Value::TrustDomain(text) => {
+                    let names = domains.expand_trust_domain(text);
+                    this.trust_domains
+                        .extend(names.iter().map(|text| TrustDomainMatch::parse(text)));
+                }
+            }
+        }
+        this
+    }
+}

@@ -1,0 +1,97 @@
+//! CUSTOM policies: which external authorizers to ask before token and other policies.
+
+use std::sync::Arc;
+
+use crate::decision::{Decision, DenyReason, RuleRef, Verdict};
+use crate::facts::RequestFacts;
+use crate::matcher::View;
+use crate::rule::Stage;
+
+/// The CUSTOM rules of one provider.
+#[derive(Debug)]
+pub(crate) struct CustomGroup {
+    provider: Arc<str>,
+    /// What every rule id of the provider begins with, without the last hyphen.
+    mark: Box<str>,
+    /// Rules that refuse because the provider cannot be asked ([SEM-EXT-04]).
+    refused: Stage,
+    asked: Stage,
+}
+
+impl CustomGroup {
+    pub(crate) fn new(provider: &str, refused: Stage, asked: Stage) -> Self {
+        let mark = format!("istio-ext-authz-{provider}").into();
+        Self { provider: provider.into(), mark, refused, asked }
+    }
+
+    pub(crate) fn stages(&self) -> [&Stage; 2] {
+        [&self.refused, &self.asked]
+    }
+
+    pub(crate) fn provider(&self) -> &str {
+        &self.provider
+    }
+}
+
+/// One thing to do before token verification.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "a step that a caller ignores is a hole")]
+pub enum CustomStep {
+    /// Ask this provider; go on only when it allows.
+    Ask {
+        /// The provider's name.
+        provider: Arc<str>,
+        /// The rule that asks.
+        rule: RuleRef,
+    },
+    /// Refuse: the provider cannot be asked.
+    Refuse(Decision),
+}
+
+/// The steps for one request, in Envoy's order: take each in turn and stop at the first refusal.
+///
+/// The rules are looked at as the iterator goes.
+#[derive(Clone, Debug)]
+#[must_use = "unasked authorizers protect nothing"]
+pub struct CustomSteps<'s> {
+    groups: &'s [CustomGroup],
+    facts: RequestFacts<'s>,
+    /// The rule that asked last.
+    last: Option<&'s RuleRef>,
+    /// Whether a refusal ended the list.
+    is_over: bool,
+}
+
+impl<'s> CustomSteps<'s> {
+    pub(crate) fn new(groups: &'s [CustomGroup], facts: RequestFacts<'s>) -> Self {
+        // [SEM-EVAL-04] Tokens are verified later, so no rule sees one.
+        Self { groups, facts: facts.with_token(None), last: None, is_over: false }
+    }
+}
+
+impl Iterator for CustomSteps<'_> {
+    type Item = CustomStep;
+
+    fn next(&mut self) -> Option<CustomStep> {
+        if self.is_over || self.groups.is_empty() {
+            return None;
+        }
+        let view = View::new(&self.facts);
+        while let Some((group, rest)) = self.groups.split_first() {
+            self.groups = rest;
+            if let Some(rule) = group.refused.first_match(&view) {
+                self.is_over = true;
+                let reason = DenyReason::Rule(rule.clone());
+                return Some(CustomStep::Refuse(Decision::new(Verdict::Deny(reason))));
+            }
+            // Envoy asks when the last matching rule's id begins with the provider's mark. So the
+            // provider `a-ns` is also asked after a rule of the provider `a` in front of it.
+            self.last = group.asked.first_match(&view).or(self.last);
+            if let Some(rule) = self.last.filter(|rule| rule.id().starts_with(&*group.mark)) {
+                let provider = Arc::clone(&group.provider);
+                return Some(CustomStep::Ask { provider, rule: rule.clone() });
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,477 @@
+//! Every recorded decision of a real Envoy, compared with ours.
+//!
+//! `MESH_AUTHZ_VECTORS=DIR cargo test --release -p mesh-authz --test conformance -- --nocapture`
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    reason = "a test fails by panicking"
+)]
+
+mod proxy;
+mod vector;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use http::HeaderMap;
+use mesh_authz::{
+    Audit, AuthorizationPolicy, CustomStep, Decision, DenyReason, HttpFacts, NormalizedPath,
+    PathNormalization, PolicySet, ProviderKind, Providers, RequestFacts, Scope, Semantics, Shadow,
+    StrictRule, Transport, Verdict, XffTrust, client_address,
+};
+use mesh_identity::manifest::{Manifest, Problems};
+use mesh_identity::{MeshSettings, Workload};
+
+use proxy::{Proof, Received, ask, receive};
+use vector::{Expect, Request, ShadowOf, Vector, bytes, read_all};
+
+/// Rejections of Envoy's HTTP layer that no function of this crate repeats, with the rule that says
+/// so. hyper, h2 and mesh-tower refuse them in their own way.
+const LEFT_ASIDE: [(&str, &str, &str); 5] = [
+    ("absolute_path_rejected", "SEM-AUTHZ-70", "OPTIONS * is judged with path *, not refused"),
+    ("http.invalid_authority", "SEM-AUTHZ-61", "the HTTP parser checks the authority"),
+    ("http1.codec_error", "SEM-AUTHZ-58", "the HTTP/1.1 parser checks methods and bytes above 7F"),
+    ("http1.invalid_url", "SEM-AUTHZ-70", "the HTTP/1.1 parser checks * against the method"),
+    ("missing_host_header", "SEM-AUTHZ-61", "the server checks that there is a host"),
+];
+
+/// One policy set of the vectors, as it was loaded.
+struct Set {
+    id: String,
+    policies: Vec<AuthorizationPolicy>,
+    scope: Scope,
+    compiled: BTreeMap<&'static str, PolicySet>,
+}
+
+impl Set {
+    fn load(vector: &Vector, read: Read, semantics: Semantics) -> Result<Self, Problems> {
+        let manifests = vector.policies.iter().map(manifest);
+        let policies: Result<Vec<_>, _> = manifests.map(|manifest| read(&manifest)).collect();
+        let scope = scope(vector).with_semantics(semantics);
+        let id = vector.set_id().to_owned();
+        Ok(Self { id, policies: policies?, scope, compiled: BTreeMap::new() })
+    }
+
+    fn compiled(&mut self, transport: &'static str) -> Result<&PolicySet, Problems> {
+        if !self.compiled.contains_key(transport) {
+            let kind = if transport == "tcp" { Transport::Tcp } else { Transport::Http };
+            let set = PolicySet::compile(&self.policies, &self.scope, kind)?;
+            self.compiled.insert(transport, set);
+        }
+        Ok(&self.compiled[transport])
+    }
+}
+
+type Read = fn(&Manifest) -> Result<AuthorizationPolicy, Problems>;
+
+fn manifest(policy: &serde_json::Value) -> Manifest {
+    let read = mesh_identity::manifest::read(&policy.to_string(), "vector", "default").unwrap();
+    read.resources.into_iter().next().unwrap()
+}
+
+fn scope(vector: &Vector) -> Scope {
+    let mesh = &vector.mesh;
+    let aliases = mesh.aliases.iter().map(|alias| alias.parse().unwrap());
+    let settings = MeshSettings::new(mesh.trust_domain.parse().unwrap())
+        .with_aliases(aliases)
+        .with_root_namespace(&mesh.root_namespace);
+    let mut workload = Workload::new(&vector.workload.namespace);
+    for (key, value) in &vector.workload.labels {
+        workload = workload.with_label(key, value);
+    }
+    let mut providers = Providers::default();
+    if mesh.enable_multiple_custom_providers {
+        providers = providers.with_several_per_workload();
+    }
+    for (name, mock) in &mesh.extension_providers {
+        let is_grpc = mock.kind.as_deref() == Some("grpc");
+        let kind = if is_grpc { ProviderKind::Grpc } else { ProviderKind::Http };
+        providers =
+            if mock.invalid { providers.with_broken(name) } else { providers.with(name, kind) };
+    }
+    let paths = PathNormalization::from_istio_name(&mesh.path_normalization).unwrap();
+    Scope::new(workload, settings).with_providers(providers).with_path_normalization(paths)
+}
+
+/// Everything that the vectors compare.
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Outcome {
+    decision: &'static str,
+    status: Option<u16>,
+    body: Option<String>,
+    grpc: Option<(u16, String)>,
+    stage: Option<&'static str>,
+    matched_policy: Option<String>,
+    shadow: BTreeMap<String, ShadowOf>,
+    audit: Option<bool>,
+    custom_matched_policy: Option<String>,
+    /// The option of the strict reading that refused.
+    strict: Option<StrictRule>,
+}
+
+/// What a request meets, from its first byte to the verdict.
+fn judge(vector: &Vector, set: &PolicySet, scope: &Scope, trust: &XffTrust) -> Outcome {
+    let request = &vector.request;
+    let source = Some(request.source_ip);
+    let destination = Some(SocketAddr::new(request.destination_ip, request.destination_port));
+    let proof = Proof::of(&request.peer);
+    // A client sends the name inside TLS.
+    let sni = request.sni.as_deref().filter(|_| request.peer.tls);
+    if request.transport == "tcp" {
+        let facts = RequestFacts::tcp(source, destination)
+            .with_peer(proof.identity())
+            .with_sni(sni)
+            .with_metadata(request.dynamic_metadata.as_ref());
+        return outcome(vector, set, &facts, &facts, None);
+    }
+    let received = receive(request);
+    let path = match received.path.as_deref().map(|raw| scope.normalize(raw)).transpose() {
+        Ok(path) => path,
+        Err(_) => {
+            return Outcome { decision: "reject", status: Some(400), ..Outcome::default() };
+        }
+    };
+    let client = client_address(&received.headers, request.source_ip, proof.identity(), trust);
+    let facts = |headers| {
+        let facts = RequestFacts::http(source, destination, http_facts(&received, headers, &path));
+        facts
+            .with_peer(proof.identity())
+            .with_sni(sni)
+            .with_client_address(client)
+            .with_token(received.token.as_ref())
+            .with_metadata(request.dynamic_metadata.as_ref())
+    };
+    let (early, late) = (facts(&received.headers), facts(&received.later_headers));
+    outcome(vector, set, &early, &late, Some(&received))
+}
+
+fn http_facts<'a>(
+    received: &'a Received,
+    headers: &'a HeaderMap,
+    path: &'a Option<NormalizedPath<'_>>,
+) -> HttpFacts<'a> {
+    let http = HttpFacts::new(&received.method, &received.authority, headers)
+        .with_scheme(received.scheme)
+        .with_version(received.version);
+    path.iter().fold(http, |http, path| http.with_path(path))
+}
+
+fn outcome(
+    vector: &Vector,
+    set: &PolicySet,
+    early: &RequestFacts<'_>,
+    late: &RequestFacts<'_>,
+    received: Option<&Received>,
+) -> Outcome {
+    let mut custom_matched_policy = None;
+    for step in set.custom(early) {
+        match step {
+            CustomStep::Ask { provider, rule } => {
+                custom_matched_policy = Some(rule.id().to_owned());
+                if let Some((status, body)) = ask(&vector.mesh.extension_providers[&*provider]) {
+                    let refused = Outcome { custom_matched_policy, ..Outcome::default() };
+                    return refuse(refused, "ext_authz", status, body, received);
+                }
+            }
+            CustomStep::Refuse(decision) => {
+                return rbac(Outcome::default(), &decision, received);
+            }
+        }
+    }
+    let outcome = Outcome { custom_matched_policy, ..Outcome::default() };
+    rbac(outcome, &set.decide(late), received)
+}
+
+fn rbac(mut outcome: Outcome, decision: &Decision, received: Option<&Received>) -> Outcome {
+    outcome.matched_policy = decision.rule_id().map(str::to_owned);
+    outcome.audit = decision.audit.as_ref().map(|audit| matches!(audit, Audit::Matched(_)));
+    let shadows = [("deny", &decision.shadow_deny), ("allow", &decision.shadow_allow)];
+    let shadow_of = |shadow: &Shadow| ShadowOf {
+        result: shadow.result.to_string(),
+        policy: shadow.rule.as_ref().map(|rule| rule.id().to_owned()),
+    };
+    outcome.shadow = shadows
+        .into_iter()
+        .filter_map(|(kind, shadow)| Some((kind.to_owned(), shadow_of(shadow.as_ref()?))))
+        .collect();
+    if let Verdict::Deny(DenyReason::Strict(rule)) = decision.verdict {
+        outcome.strict = Some(rule);
+    }
+    if decision.is_allow() {
+        outcome.decision = "allow";
+        return outcome;
+    }
+    refuse(outcome, "rbac", 403, "RBAC: access denied", received)
+}
+
+/// [SEM-RESP-01], [SEM-RESP-02], [SEM-RESP-10] to [SEM-RESP-12]
+fn refuse(
+    mut outcome: Outcome,
+    stage: &'static str,
+    status: u16,
+    body: &str,
+    received: Option<&Received>,
+) -> Outcome {
+    outcome.decision = "deny";
+    outcome.stage = Some(stage);
+    let Some(received) = received else { return outcome };
+    if received.is_grpc() {
+        outcome.status = Some(200);
+        let code = match status {
+            400 => 13,
+            401 => 16,
+            403 => 7,
+            404 => 12,
+            429 | 502 | 503 | 504 => 14,
+            _ => 2,
+        };
+        outcome.grpc = Some((code, body.to_owned()));
+    } else {
+        outcome.status = Some(status);
+        if received.method != "HEAD" {
+            outcome.body = Some(body.to_owned());
+        }
+    }
+    outcome
+}
+
+/// What differs between our outcome and Envoy's, by the list "What to compare".
+fn differences(ours: &Outcome, expect: &Expect) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut compare = |what: &str, ours: String, theirs: String| {
+        if ours != theirs {
+            found.push(format!("{what}: ours {ours}, Envoy's {theirs}"));
+        }
+    };
+    compare("decision", ours.decision.to_owned(), expect.decision.clone());
+    if expect.decision == "reject" {
+        return found;
+    }
+    if expect.decision == "deny" {
+        compare("status", format!("{:?}", ours.status), format!("{:?}", expect.status));
+        let body = |body: &Option<String>| body.clone().unwrap_or_default();
+        compare("body", body(&ours.body), body(&expect.body));
+        let grpc =
+            expect.grpc_status.map(|code| (code, expect.grpc_message.clone().unwrap_or_default()));
+        compare("grpc", format!("{:?}", ours.grpc), format!("{grpc:?}"));
+        compare("stage", format!("{:?}", ours.stage), format!("{:?}", expect.stage.as_deref()));
+        let theirs = expect.matched_policy.clone().flatten();
+        compare("matched_policy", format!("{:?}", ours.matched_policy), format!("{theirs:?}"));
+    } else if let Some(theirs) = &expect.matched_policy {
+        compare("matched_policy", format!("{:?}", ours.matched_policy), format!("{theirs:?}"));
+    }
+    if let Some(shadow) = &expect.shadow {
+        compare("shadow", format!("{:?}", ours.shadow), format!("{shadow:?}"));
+    }
+    if let Some(audit) = expect.audit {
+        compare("audit", format!("{:?}", ours.audit), format!("{:?}", Some(audit)));
+    }
+    if expect.custom_matched_policy.is_some() {
+        let (ours, theirs) = (&ours.custom_matched_policy, &expect.custom_matched_policy);
+        compare("custom_matched_policy", format!("{ours:?}"), format!("{theirs:?}"));
+    }
+    found
+}
+
+/// The stages alone: what policies saw must be what our functions make of the request.
+fn observed_differences(request: &Request, scope: &Scope, expect: &Expect) -> Vec<String> {
+    let mut found = Vec::new();
+    if request.transport == "tcp" || expect.decision == "reject" {
+        return found;
+    }
+    let received = receive(request);
+    let observed = &expect.observed;
+    let path = received.path.as_deref().and_then(|raw| scope.normalize(raw).ok());
+    let path = path.as_ref().map(|path| path.as_bytes());
+    if path != observed.path.as_deref().map(bytes).as_deref() {
+        found.push(format!("path: ours {path:?}, Envoy's {:?}", observed.path));
+    }
+    let peer = Proof::of(&request.peer);
+    let client =
+        client_address(&received.headers, request.source_ip, peer.identity(), &XffTrust::Anyone);
+    if observed.remote_ip.is_some_and(|theirs| theirs != client.ip()) {
+        found.push(format!("remote_ip: ours {:?}, Envoy's {:?}", client, observed.remote_ip));
+    }
+    if observed.authority.as_ref().is_some_and(|theirs| *theirs != received.authority) {
+        let ours = &received.authority;
+        found.push(format!("authority: ours {ours}, Envoy's {:?}", observed.authority));
+    }
+    if let (Some(token), Some(payload)) = (&received.token, &observed.jwt_payload)
+        && token.view().object() != payload
+    {
+        found.push("jwt_payload differs".to_owned());
+    }
+    found
+}
+
+#[derive(Default)]
+struct Count {
+    total: usize,
+    agree: usize,
+    documented: usize,
+    mismatches: usize,
+}
+
+#[test]
+fn istio_mode_equals_envoy() {
+    let vectors = read_all();
+    let mut groups: BTreeMap<&str, Count> = BTreeMap::new();
+    let mut aside: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut stricter_loads: BTreeMap<String, usize> = BTreeMap::new();
+    let mut set: Option<Set> = None;
+    for vector in &vectors {
+        let count = groups.entry(&vector.group).or_default();
+        count.total += 1;
+        if set.as_ref().is_none_or(|set| set.id != vector.set_id()) {
+            set = Some(load_as_istio(vector, &mut stricter_loads));
+        }
+        let current = set.as_mut().unwrap();
+        let scope = current.scope.clone();
+        let transport = if vector.request.transport == "tcp" { "tcp" } else { "http" };
+        let compiled = current.compiled(transport).unwrap();
+        let ours = judge(vector, compiled, &scope, &XffTrust::Anyone);
+        let reason = vector.expect.reject_reason.as_deref().unwrap_or_default();
+        if vector.expect.decision == "reject"
+            && ours.decision != "reject"
+            && let Some((reason, ..)) = LEFT_ASIDE.iter().find(|(name, ..)| *name == reason)
+        {
+            count.documented += 1;
+            *aside.entry(reason).or_default() += 1;
+            continue;
+        }
+        let mut found = differences(&ours, &vector.expect);
+        found.extend(observed_differences(&vector.request, &scope, &vector.expect));
+        if found.is_empty() {
+            count.agree += 1;
+        } else {
+            count.mismatches += 1;
+            if count.mismatches <= 20 {
+                println!("{}: {}", vector.id, found.join("; "));
+            }
+        }
+    }
+    for (message, sets) in &stricter_loads {
+        println!("refused at load ([SEM-VAL-32]) and read leniently here: {sets} sets: {message}");
+    }
+    for (reason, rule, why) in LEFT_ASIDE {
+        if let Some(lines) = aside.get(reason) {
+            println!("left aside: {lines} lines, {reason} [{rule}]: {why}");
+        }
+    }
+    let mut sum = Count::default();
+    for (group, count) in &groups {
+        let Count { total, agree, documented, mismatches } = count;
+        println!(
+            "{group}: {total} total, {agree} agree, {documented} documented, {mismatches} bad"
+        );
+        sum.total += total;
+        sum.agree += agree;
+        sum.documented += documented;
+        sum.mismatches += mismatches;
+    }
+    let Count { total, agree, documented, mismatches } = sum;
+    println!(
+        "authz vectors: {total} total, {agree} agree, {documented} documented deviations, \
+         {mismatches} mismatches"
+    );
+    assert_eq!(mismatches, 0, "see the lines above");
+}
+
+/// Reads as checked as possible: the lenient reading is for what the checked one refuses.
+fn load_as_istio(vector: &Vector, stricter: &mut BTreeMap<String, usize>) -> Set {
+    let istio = Semantics::istio();
+    match Set::load(vector, AuthorizationPolicy::from_manifest, istio) {
+        Ok(set) => {
+            assert!(vector.admissible, "{}: Istio's webhook refuses this set", vector.id);
+            set
+        }
+        Err(problems) => {
+            if vector.admissible {
+                let message = problems.list()[0].message.clone();
+                *stricter.entry(message).or_default() += 1;
+            }
+            Set::load(vector, AuthorizationPolicy::from_manifest_lenient, istio).unwrap()
+        }
+    }
+}
+
+#[test]
+fn strict_mode_allows_nothing_more() {
+    let vectors = read_all();
+    let mut by_rule: BTreeMap<&'static str, usize> = BTreeMap::new();
+    let mut refused_sets: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut total, mut agree, mut stricter, mut wider, mut not_loaded) = (0, 0, 0, 0, 0);
+    let mut set: Option<(String, Option<Set>)> = None;
+    for vector in &vectors {
+        total += 1;
+        if set.as_ref().is_none_or(|(id, _)| id != vector.set_id()) {
+            let strict = Semantics::strict();
+            let loaded = Set::load(vector, AuthorizationPolicy::from_manifest, strict);
+            let loaded = loaded.map_err(|problems| {
+                let message = problems.list()[0].message.clone();
+                *refused_sets.entry(message).or_default() += 1;
+            });
+            set = Some((vector.set_id().to_owned(), loaded.ok()));
+        }
+        let Some(current) = set.as_mut().and_then(|(_, set)| set.as_mut()) else {
+            not_loaded += 1;
+            continue;
+        };
+        let scope = current.scope.clone();
+        let transport = if vector.request.transport == "tcp" { "tcp" } else { "http" };
+        let Ok(compiled) = current.compiled(transport) else {
+            not_loaded += 1;
+            *by_rule.entry("SEM-STRICT-10").or_default() += 1;
+            continue;
+        };
+        let ours = judge(vector, compiled, &scope, &XffTrust::Nobody);
+        let allowed_there = vector.expect.decision == "allow";
+        let is_codecs = vector.expect.decision == "reject"
+            && vector.expect.reject_reason.as_deref() != Some("path_normalization_failed");
+        match (ours.decision == "allow", allowed_there) {
+            (true, true) | (false, false) => agree += 1,
+            (true, false) if is_codecs => agree += 1,
+            (true, false) => {
+                wider += 1;
+                println!("{}: strict allows, Envoy did not", vector.id);
+            }
+            (false, true) => {
+                stricter += 1;
+                let rule = ours.strict.map(StrictRule::id);
+                let rule = rule.unwrap_or_else(|| cause(vector, transport));
+                *by_rule.entry(rule).or_default() += 1;
+            }
+        }
+    }
+    for (message, sets) in &refused_sets {
+        println!("refused at load: {sets} sets: {message}");
+    }
+    for (rule, lines) in &by_rule {
+        println!("stricter by {rule}: {lines} lines");
+    }
+    println!(
+        "authz vectors, strict: {total} total, {agree} agree, {stricter} stricter, \
+         {not_loaded} refused at load, {wider} wider"
+    );
+    assert_eq!(wider, 0, "see the lines above");
+}
+
+/// The single option that refuses what Istio allows.
+fn cause(vector: &Vector, transport: &'static str) -> &'static str {
+    for rule in StrictRule::ALL {
+        let semantics = Semantics::istio().with(rule);
+        let loaded = Set::load(vector, AuthorizationPolicy::from_manifest, semantics);
+        let Ok(mut set) = loaded else { return rule.id() };
+        let scope = set.scope.clone();
+        let Ok(compiled) = set.compiled(transport) else { return rule.id() };
+        for trust in [XffTrust::Anyone, XffTrust::Nobody] {
+            if judge(vector, compiled, &scope, &trust).decision != "allow" {
+                return rule.id();
+            }
+        }
+    }
+    "several options together"
+}
