@@ -12,7 +12,7 @@ use crate::matcher::{
     AddressOf, BlockSet, Effect, Matcher, MetadataMatcher, Mood, PathSet, PrincipalSet,
     TemplateSet, Test, TextPattern, TextSet, TrustDomainMatch,
 };
-use crate::policy_set::{PolicySet, Reads};
+use crate::policy_set::{Applied, PolicySet, Reads};
 use crate::resource::{Action, AuthorizationPolicy, Rule, Term, Value};
 use crate::rule::{Rule as CompiledRule, Stage};
 use crate::scope::{Provider, ProviderKind, Scope, Transport};
@@ -71,10 +71,7 @@ fn weakenings(policy: &AuthorizationPolicy, scope: &Scope, transport: Transport)
         for term in rule.terms() {
             let lists = [(&term.values, &term.path), (&term.not_values, &term.not_path)];
             for (values, path) in lists {
-                let reaches_sa = |value: &Value| match value {
-                    Value::Namespace(pattern) => pattern.reaches_sa(),
-                    _ => false,
-                };
+                let reaches_sa = |value: &Value| matches!(value, Value::Namespace(pattern) if pattern.reaches_sa());
                 if semantics.has(StrictRule::StructuralIdentity) && values.iter().any(reaches_sa) {
                     problems.push(policy.problem(
                         &at(path),
@@ -113,6 +110,12 @@ struct Compiler<'a> {
     domains: TrustDomains<'a>,
 }
 
+fn policy_name(policy: &AuthorizationPolicy) -> Arc<PolicyName> {
+    let metadata = policy.metadata();
+    let (namespace, name) = (metadata.namespace.as_str(), metadata.name.as_str());
+    Arc::new(PolicyName { namespace: namespace.into(), name: name.into() })
+}
+
 /// Rules before they are a [`Stage`]; nothing when no policy made one.
 type Draft = Option<Vec<CompiledRule>>;
 
@@ -141,7 +144,13 @@ impl Compiler<'_> {
         let mut reads = Reads::default();
         let terms = policies.iter().flat_map(|policy| policy.rules()).flat_map(Rule::terms);
         terms.for_each(|term| reads.add(&term.attribute));
+        let applied = policies.iter().map(|policy| Applied {
+            name: policy_name(policy),
+            action: policy.action().name(),
+            dry_run: policy.is_dry_run(),
+        });
         PolicySet {
+            applied: applied.collect(),
             semantics: self.scope.semantics(),
             transport: self.transport,
             custom: self.custom(&custom),
@@ -179,27 +188,24 @@ impl Compiler<'_> {
             };
             let suffix = if refuses { "-deny-due-to-bad-CUSTOM-action" } else { "" };
             let prefix = format!("istio-ext-authz-{name}-");
-            let (mut asked, mut refused) = (Vec::new(), Vec::new());
+            let (mut askable, mut unaskable) = (Vec::new(), Vec::new());
             for policy in policies {
                 // [SEM-EVAL-44] A dry run arrives in the lenient reading only, and then refuses.
-                let list = if refuses || policy.is_dry_run() { &mut refused } else { &mut asked };
+                let list =
+                    if refuses || policy.is_dry_run() { &mut unaskable } else { &mut askable };
                 list.extend(self.rules(policy, &prefix, suffix));
             }
             groups.push(CustomGroup::new(
                 name,
-                self.stage(refused, Effect::Refuse),
-                self.stage(asked, Effect::Refuse),
+                self.stage(unaskable, Effect::Refuse),
+                self.stage(askable, Effect::Refuse),
             ));
         }
         groups
     }
 
     fn rules(&self, policy: &AuthorizationPolicy, prefix: &str, suffix: &str) -> Vec<CompiledRule> {
-        let metadata = policy.metadata();
-        let name = Arc::new(PolicyName {
-            namespace: metadata.namespace.as_str().into(),
-            name: metadata.name.as_str().into(),
-        });
+        let name = policy_name(policy);
         let rules = policy.rules().iter().filter(|rule| !self.is_dropped(policy, rule));
         let compiled = rules.map(|rule| CompiledRule {
             reference: RuleRef::new(&name, rule.index, prefix, suffix),

@@ -27,10 +27,6 @@ impl CustomGroup {
     pub(crate) fn stages(&self) -> [&Stage; 2] {
         [&self.refused, &self.asked]
     }
-
-    pub(crate) fn provider(&self) -> &str {
-        &self.provider
-    }
 }
 
 /// One thing to do before token verification.

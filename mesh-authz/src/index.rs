@@ -98,8 +98,7 @@ impl TextIndex {
     pub(crate) fn any(&self, text: &[u8], check: impl Fn(usize) -> bool) -> bool {
         let mut found = false;
         self.candidates(text, &mut |ids| {
-            found = found
-                || ids.iter().any(|id| usize::try_from(*id).is_ok_and(|position| check(position)));
+            found = found || ids.iter().any(|id| usize::try_from(*id).is_ok_and(&check));
         });
         found
     }

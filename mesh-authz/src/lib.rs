@@ -16,6 +16,7 @@ mod client_address;
 mod compile;
 mod custom;
 mod decision;
+mod explain;
 mod facts;
 mod index;
 mod matcher;
@@ -37,6 +38,7 @@ pub use custom::{CustomStep, CustomSteps};
 pub use decision::{
     AllowReason, Audit, Decision, DenyReason, RuleRef, Shadow, ShadowResult, Verdict,
 };
+pub use explain::{Explanation, FailedCondition, PolicyExplanation, RuleExplanation};
 pub use facts::{HttpFacts, PeerIdentity, PeerNames, RequestFacts};
 pub use normalize::{NormalizeError, NormalizedPath, PathNormalization};
 pub use policy_set::PolicySet;

@@ -191,7 +191,7 @@ fn cut_at(text: &[u8], end: impl Fn(u8) -> bool) -> &[u8] {
     text.split(|byte| end(*byte)).next().unwrap_or_default()
 }
 
-fn rewrite<'a>(text: Cow<'a, [u8]>, step: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Cow<'a, [u8]> {
+fn rewrite(text: Cow<'_, [u8]>, step: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Cow<'_, [u8]> {
     match step(&text) {
         Some(changed) => Cow::Owned(changed),
         None => text,

@@ -1,10 +1,15 @@
 //! The compiled policies of one workload: asked twice per request.
 
+use std::sync::Arc;
+
 use mesh_identity::manifest::Problems;
 
 use crate::attribute::Attribute;
+use crate::client_address::ClientAddress;
 use crate::custom::{CustomGroup, CustomSteps};
-use crate::decision::{AllowReason, Audit, Decision, DenyReason, Shadow, ShadowResult, Verdict};
+use crate::decision::{
+    AllowReason, Audit, Decision, DenyReason, PolicyName, Shadow, ShadowResult, Verdict,
+};
 use crate::facts::{PeerIdentity, RequestFacts};
 use crate::matcher::{HeaderKey, View};
 use crate::normalize::is_ambiguous;
@@ -47,6 +52,7 @@ use crate::strict::{is_odd_host, is_odd_identity};
 /// ```
 #[derive(Debug)]
 pub struct PolicySet {
+    pub(crate) applied: Vec<Applied>,
     pub(crate) semantics: Semantics,
     pub(crate) transport: Transport,
     pub(crate) custom: Vec<CustomGroup>,
@@ -146,7 +152,7 @@ impl PolicySet {
         };
         let has_odd_path = || facts.path().is_some_and(|path| path != b"*" && is_ambiguous(path));
         let has_peer = !matches!(facts.peer, PeerIdentity::None);
-        let is_claim_untrusted = || facts.client.is_some_and(|client| client.is_claim_untrusted());
+        let is_claim_untrusted = || facts.client.is_some_and(ClientAddress::is_claim_untrusted);
         refuses(StrictRule::LowerCaseMethod, true, &is_odd_method)
             .or_else(|| refuses(StrictRule::AmbiguousPath, reads.path, &has_odd_path))
             .or_else(|| refuses(StrictRule::HostHygiene, reads.host, &|| is_odd_host(facts)))
@@ -160,8 +166,17 @@ impl PolicySet {
     }
 }
 
+/// A policy that applies, for explanations.
+#[derive(Debug)]
+pub(crate) struct Applied {
+    pub(crate) name: Arc<PolicyName>,
+    pub(crate) action: &'static str,
+    pub(crate) dry_run: bool,
+}
+
 /// What the policies of a set ask about at all.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent answers to yes-no questions")]
 pub(crate) struct Reads {
     client_address: bool,
     host: bool,

@@ -1,8 +1,14 @@
 //! Where the rule index looks: the texts of a request that a condition's keys are about.
 
+use mesh_identity::VerifiedToken;
+
 use super::address::{AddressBits, block_key};
 use super::header::HeaderKey;
-use super::peer::{ACCOUNT_MARK, NAMESPACE_MARK, after_marks, behind_scheme};
+use super::peer::{
+    ACCOUNT_MARK, AccountPattern, NAMESPACE_MARK, NamespacePattern, TrustDomainMatch, after_marks,
+    behind_scheme,
+};
+use super::request_principal::RequestPrincipalPattern;
 use super::template::Template;
 use super::test::{AddressOf, Matcher, Test, bare_host};
 use super::text::TextPattern;
@@ -50,7 +56,7 @@ impl Test {
         let one = |anchor: Anchor, keys: Vec<Key>| vec![(anchor, keys)];
         match &self.matcher {
             Matcher::Account(accounts) => {
-                one(Anchor::Account, accounts.iter().map(|account| account.key()).collect())
+                one(Anchor::Account, accounts.iter().map(AccountPattern::key).collect())
             }
             Matcher::Address(which, blocks) => {
                 let keys = blocks.blocks().iter().copied().map(block_key).collect();
@@ -63,7 +69,7 @@ impl Test {
             Matcher::Metadata(_) => Vec::new(),
             Matcher::Method(set) => one(Anchor::Method, texts(set.patterns())),
             Matcher::Namespace(patterns) => {
-                one(Anchor::Namespace, patterns.iter().map(|pattern| pattern.key()).collect())
+                one(Anchor::Namespace, patterns.iter().map(NamespacePattern::key).collect())
             }
             Matcher::Path(set) => {
                 let mut keys: Vec<Key> = texts(set.texts.patterns());
@@ -78,12 +84,18 @@ impl Test {
                 set.keys().map(|keys| (Anchor::Principal, keys)).into_iter().collect()
             }
             Matcher::RequestPrincipal(patterns) => vec![
-                (Anchor::Subject, patterns.iter().map(|pattern| pattern.subject_key()).collect()),
-                (Anchor::Issuer, patterns.iter().map(|pattern| pattern.issuer_key()).collect()),
+                (
+                    Anchor::Subject,
+                    patterns.iter().map(RequestPrincipalPattern::subject_key).collect(),
+                ),
+                (
+                    Anchor::Issuer,
+                    patterns.iter().map(RequestPrincipalPattern::issuer_key).collect(),
+                ),
             ],
             Matcher::Sni(set) => one(Anchor::Sni, texts(set.patterns())),
             Matcher::TrustDomain(domains) => {
-                one(Anchor::Principal, domains.iter().map(|domain| domain.key()).collect())
+                one(Anchor::Principal, domains.iter().map(TrustDomainMatch::key).collect())
             }
         }
     }
@@ -108,7 +120,7 @@ impl Anchor {
                 }
             }
             Self::Claim(path) => {
-                let claims = facts.token.map(|token| token.view());
+                let claims = facts.token.map(VerifiedToken::view);
                 let claim = claims.and_then(|claims| claims.at(path.iter().map(|name| &**name)));
                 if let Some(text) = claim.and_then(serde_json::Value::as_str) {
                     f(text.as_bytes());

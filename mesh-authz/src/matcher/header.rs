@@ -115,6 +115,18 @@ impl HeaderKey {
         }
     }
 
+    /// Whether the request has the header at all.
+    pub(crate) fn is_present(&self, view: &View<'_>) -> bool {
+        match self {
+            Self::Name { name, .. } => {
+                view.facts.http.is_some_and(|http| http.headers.contains_key(name))
+            }
+            Self::Authority | Self::Method | Self::Path | Self::Scheme | Self::Impossible => {
+                self.pseudo(view).is_some()
+            }
+        }
+    }
+
     /// The value of a name that is no real header.
     pub(crate) fn pseudo<'a>(&self, view: &View<'a>) -> Option<&'a [u8]> {
         let http = view.facts.http?;

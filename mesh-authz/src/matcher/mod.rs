@@ -2,6 +2,7 @@
 
 mod address;
 mod anchor;
+mod describe;
 mod header;
 mod peer;
 mod request_principal;

@@ -3,6 +3,8 @@
 //! Istio reads them with regexes over free text; here they are the same searches on bytes.
 //! The strict reading ([SEM-STRICT-04]) compares the segments of a parsed id instead.
 
+use std::fmt;
+
 use mesh_identity::{IstioIdentity, SpiffeIdRef};
 
 use super::text::{TextPattern, TextSet};
@@ -31,6 +33,11 @@ impl PrincipalSet {
         let name = name.as_bytes();
         (self.any && TextPattern::Present.matches(name))
             || name.strip_prefix(SCHEME).is_some_and(|rest| self.rest.matches(rest))
+    }
+
+    /// The values, for a person.
+    pub(crate) fn patterns(&self) -> impl Iterator<Item = &TextPattern> {
+        self.any.then_some(&TextPattern::Present).into_iter().chain(self.rest.patterns())
     }
 
     /// Keys on the name behind the scheme; none when the scheme is not required.
@@ -259,4 +266,26 @@ impl TrustDomainMatch {
 /// Namespace and service account of a name, when it is a SPIFFE ID of Istio's shape.
 pub(crate) fn istio_identity(name: &str) -> Option<IstioIdentity<'_>> {
     SpiffeIdRef::parse(name).ok()?.istio()
+}
+
+impl fmt::Display for NamespacePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.pieces.join("*"))
+    }
+}
+
+impl fmt::Display for AccountPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Display for TrustDomainMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("*"),
+            Self::Exact(exact) => f.write_str(exact),
+            Self::Pattern(pieces) => f.write_str(&pieces.join("*")),
+        }
+    }
 }

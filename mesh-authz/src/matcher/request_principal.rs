@@ -1,5 +1,7 @@
 //! `requestPrincipals`: a pair of patterns on the token's issuer and subject ([SEM-AUTHZ-45]).
 
+use std::fmt;
+
 use super::text::TextPattern;
 use crate::index::Key;
 
@@ -64,4 +66,10 @@ pub(crate) fn is_impossible(value: &str) -> bool {
     value
         .rsplit_once('/')
         .is_some_and(|(issuer, _)| matches!(issuer, "http:/" | "https:/" | "*http:/" | "*https:/"))
+}
+
+impl fmt::Display for RequestPrincipalPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "issuer {} with subject {}", self.issuer, self.subject)
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use mesh_identity::VerifiedToken;
 use serde_json::Value;
 
 use super::address::BlockSet;
@@ -161,7 +162,7 @@ impl Matcher {
             }
             Self::Address(which, blocks) => which.of(view).is_some_and(|ip| blocks.contains(ip)),
             Self::Claim(path, set) => {
-                let claims = facts.token.map(|token| token.view());
+                let claims = facts.token.map(VerifiedToken::view);
                 let claim = claims.and_then(|claims| claims.at(path.iter().map(|name| &**name)));
                 claim.is_some_and(|claim| claim_matches(claim, set))
             }
@@ -180,7 +181,7 @@ impl Matcher {
             }
             Self::Principal(set) => any_name(&|name| set.matches(name)),
             Self::RequestPrincipal(patterns) => {
-                let claims = facts.token.map(|token| token.view());
+                let claims = facts.token.map(VerifiedToken::view);
                 let pair = claims.and_then(|claims| claims.issuer().zip(claims.subject()));
                 pair.is_some_and(|(issuer, subject)| {
                     patterns.iter().any(|pattern| pattern.matches(issuer, subject))

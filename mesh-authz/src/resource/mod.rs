@@ -127,6 +127,18 @@ pub enum Action {
     Deny,
 }
 
+impl Action {
+    /// The action as policies write it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Allow => "ALLOW",
+            Self::Audit => "AUDIT",
+            Self::Custom { .. } => "CUSTOM",
+            Self::Deny => "DENY",
+        }
+    }
+}
+
 /// How invalid parts are treated.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Reading {

@@ -309,17 +309,19 @@ impl Context<'_> {
 
     /// [SEM-VAL-15], and names that Envoy or we cannot look up.
     fn check_key(&self, key: &Reader<'_>, attribute: &Attribute) {
-        let message = match attribute {
-            Attribute::Header(HeaderKey::Impossible) => "the header name is not a token",
-            Attribute::Claim(path) if path.iter().any(|name| name.is_empty()) => {
-                "a claim name must not be empty"
-            }
-            Attribute::Metadata { filter: _, key } if key.is_empty() => {
-                "the metadata key must not be empty"
-            }
-            _ => return,
-        };
-        self.refuse(key, message);
+        if *attribute == Attribute::Header(HeaderKey::Impossible) {
+            self.refuse(key, "the header name is not a token");
+        }
+        if let Attribute::Claim(path) = attribute
+            && path.iter().any(|name| name.is_empty())
+        {
+            self.refuse(key, "a claim name must not be empty");
+        }
+        if let Attribute::Metadata { key: name, .. } = attribute
+            && name.is_empty()
+        {
+            self.refuse(key, "the metadata key must not be empty");
+        }
     }
 
     /// A field with its twin; nothing when no value is left.

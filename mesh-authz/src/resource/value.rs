@@ -44,10 +44,15 @@ impl Value {
             check(attribute, text)?;
         }
         Ok(match attribute {
+            Attribute::Path if is_template(text) => Self::Template(match reading {
+                Reading::Checked => Template::parse(text)?,
+                Reading::Lenient => Template::parse_leniently(text),
+            }),
             Attribute::Claim(_)
             | Attribute::Header(_)
             | Attribute::Host
             | Attribute::Method
+            | Attribute::Path
             | Attribute::Sni => Self::Text(TextPattern::parse(text)),
             Attribute::DestinationIp | Attribute::RemoteIp | Attribute::SourceIp => {
                 Self::Block(parse_block(text).ok_or("not an IP address or CIDR block")?)
@@ -60,11 +65,6 @@ impl Value {
                 }
             }
             Attribute::Namespace => Self::Namespace(NamespacePattern::parse(text)),
-            Attribute::Path if is_template(text) => Self::Template(match reading {
-                Reading::Checked => Template::parse(text)?,
-                Reading::Lenient => Template::parse_leniently(text),
-            }),
-            Attribute::Path => Self::Text(TextPattern::parse(text)),
             Attribute::Port => Self::Port(parse_port(text).ok_or("not a port from 0 to 65535")?),
             Attribute::Principal => Self::Principal(text.into()),
             Attribute::RequestPrincipal => {

@@ -26,7 +26,7 @@ use mesh_identity::manifest::{Manifest, Problems};
 use mesh_identity::{MeshSettings, Workload};
 
 use proxy::{Proof, Received, ask, receive};
-use vector::{Expect, Request, ShadowOf, Vector, bytes, read_all};
+use vector::{Expect, Matched, Request, ShadowOf, Vector, bytes, read_all};
 
 /// Rejections of Envoy's HTTP layer that no function of this crate repeats, with the rule that says
 /// so. hyper, h2 and mesh-tower refuse them in their own way.
@@ -128,15 +128,14 @@ fn judge(vector: &Vector, set: &PolicySet, scope: &Scope, trust: &XffTrust) -> O
         return outcome(vector, set, &facts, &facts, None);
     }
     let received = receive(request);
-    let path = match received.path.as_deref().map(|raw| scope.normalize(raw)).transpose() {
-        Ok(path) => path,
-        Err(_) => {
-            return Outcome { decision: "reject", status: Some(400), ..Outcome::default() };
-        }
+    let path = received.path.as_deref().map(|raw| scope.normalize(raw)).transpose();
+    let Ok(path) = path else {
+        return Outcome { decision: "reject", status: Some(400), ..Outcome::default() };
     };
     let client = client_address(&received.headers, request.source_ip, proof.identity(), trust);
     let facts = |headers| {
-        let facts = RequestFacts::http(source, destination, http_facts(&received, headers, &path));
+        let facts =
+            RequestFacts::http(source, destination, http_facts(&received, headers, path.as_ref()));
         facts
             .with_peer(proof.identity())
             .with_sni(sni)
@@ -151,12 +150,12 @@ fn judge(vector: &Vector, set: &PolicySet, scope: &Scope, trust: &XffTrust) -> O
 fn http_facts<'a>(
     received: &'a Received,
     headers: &'a HeaderMap,
-    path: &'a Option<NormalizedPath<'_>>,
+    path: Option<&'a NormalizedPath<'_>>,
 ) -> HttpFacts<'a> {
     let http = HttpFacts::new(&received.method, &received.authority, headers)
         .with_scheme(received.scheme)
         .with_version(received.version);
-    path.iter().fold(http, |http, path| http.with_path(path))
+    path.into_iter().fold(http, HttpFacts::with_path)
 }
 
 fn outcome(
@@ -258,10 +257,9 @@ fn differences(ours: &Outcome, expect: &Expect) -> Vec<String> {
             expect.grpc_status.map(|code| (code, expect.grpc_message.clone().unwrap_or_default()));
         compare("grpc", format!("{:?}", ours.grpc), format!("{grpc:?}"));
         compare("stage", format!("{:?}", ours.stage), format!("{:?}", expect.stage.as_deref()));
-        let theirs = expect.matched_policy.clone().flatten();
-        compare("matched_policy", format!("{:?}", ours.matched_policy), format!("{theirs:?}"));
-    } else if let Some(theirs) = &expect.matched_policy {
-        compare("matched_policy", format!("{:?}", ours.matched_policy), format!("{theirs:?}"));
+        matched(&mut compare, ours, expect);
+    } else if !matches!(expect.matched_policy, Matched::Absent) {
+        matched(&mut compare, ours, expect);
     }
     if let Some(shadow) = &expect.shadow {
         compare("shadow", format!("{:?}", ours.shadow), format!("{shadow:?}"));
@@ -276,6 +274,12 @@ fn differences(ours: &Outcome, expect: &Expect) -> Vec<String> {
     found
 }
 
+fn matched(compare: &mut impl FnMut(&str, String, String), ours: &Outcome, expect: &Expect) {
+    let theirs = expect.matched_policy.rule();
+    let ours = ours.matched_policy.as_deref();
+    compare("matched_policy", format!("{ours:?}"), format!("{theirs:?}"));
+}
+
 /// The stages alone: what policies saw must be what our functions make of the request.
 fn observed_differences(request: &Request, scope: &Scope, expect: &Expect) -> Vec<String> {
     let mut found = Vec::new();
@@ -285,7 +289,7 @@ fn observed_differences(request: &Request, scope: &Scope, expect: &Expect) -> Ve
     let received = receive(request);
     let observed = &expect.observed;
     let path = received.path.as_deref().and_then(|raw| scope.normalize(raw).ok());
-    let path = path.as_ref().map(|path| path.as_bytes());
+    let path = path.as_ref().map(NormalizedPath::as_bytes);
     if path != observed.path.as_deref().map(bytes).as_deref() {
         found.push(format!("path: ours {path:?}, Envoy's {:?}", observed.path));
     }

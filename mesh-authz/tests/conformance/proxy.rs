@@ -58,11 +58,11 @@ pub(crate) fn receive(request: &Request) -> Received {
     }
     if request.method == "CONNECT" {
         if let Some(target) = path.take() {
-            authority = target.to_owned();
+            target.clone_into(&mut authority);
         }
     } else if let Some(rest) = path.and_then(|path| path.strip_prefix("http://")) {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        authority = rest[..end].to_owned();
+        rest[..end].clone_into(&mut authority);
         path = Some(if rest[end..].is_empty() { "/" } else { &rest[end..] });
     }
     proxy_headers(&mut headers, request);

@@ -106,9 +106,8 @@ pub(crate) struct Expect {
     pub(crate) grpc_status: Option<u16>,
     pub(crate) grpc_message: Option<String>,
     pub(crate) stage: Option<String>,
-    /// Present and null is `Some(None)`.
-    #[serde(default, deserialize_with = "present")]
-    pub(crate) matched_policy: Option<Option<String>>,
+    #[serde(default)]
+    pub(crate) matched_policy: Matched,
     pub(crate) shadow: Option<BTreeMap<String, ShadowOf>>,
     pub(crate) audit: Option<bool>,
     pub(crate) custom_matched_policy: Option<String>,
@@ -130,10 +129,29 @@ pub(crate) struct Observed {
     pub(crate) jwt_payload: Option<Map<String, Value>>,
 }
 
-fn present<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Option<String>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
+/// `matched_policy`: null and absent differ.
+#[derive(Default, Deserialize)]
+#[serde(from = "Option<String>")]
+pub(crate) enum Matched {
+    #[default]
+    Absent,
+    NoRule,
+    Rule(String),
+}
+
+impl From<Option<String>> for Matched {
+    fn from(id: Option<String>) -> Self {
+        id.map_or(Self::NoRule, Self::Rule)
+    }
+}
+
+impl Matched {
+    pub(crate) fn rule(&self) -> Option<&str> {
+        match self {
+            Self::Absent | Self::NoRule => None,
+            Self::Rule(id) => Some(id),
+        }
+    }
 }
 
 /// The bytes that a string of the vectors stands for.
