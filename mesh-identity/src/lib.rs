@@ -7,15 +7,23 @@
 //!
 //! No runtime, no clock, no I/O.
 
+mod bundle;
 mod claims;
 pub mod manifest;
 mod spiffe_id;
+mod svid;
 mod trust_domain;
 mod verified;
 mod workload;
+pub mod x509;
 
+pub use bundle::{
+    BundleError, BundleSet, DEFAULT_REFRESH_HINT, JwtAuthority, MAX_BUNDLE_LEN, TrustBundle,
+    X509Authority,
+};
 pub use claims::Claims;
 pub use spiffe_id::{IstioIdentity, MAX_SPIFFE_ID_LEN, SpiffeId, SpiffeIdError, SpiffeIdRef};
+pub use svid::{SvidLoadError, X509Svid};
 pub use trust_domain::{MAX_TRUST_DOMAIN_LEN, TrustDomain};
 pub use verified::{VerifiedPeer, VerifiedToken};
 pub use workload::{GATEWAY_NAME_LABEL, MeshSettings, TrustDomainPattern, Workload};

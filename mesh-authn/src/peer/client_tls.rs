@@ -1,0 +1,186 @@
+//! Client settings: a certificate is shown, and the server must be who was asked for.
+
+use std::sync::Arc;
+
+use mesh_identity::{BundleSet, VerifiedPeer, X509Svid};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{ClientConnection, Resumption};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::UnixTime;
+use rustls::time_provider::TimeProvider;
+use rustls::{ClientConfig, version};
+
+use super::error::{PeerError, TlsError};
+use super::expected::ExpectedServer;
+use super::verifier::{Peer, PeerVerifier};
+
+/// What a client speaks, which decides the names it offers.
+///
+/// Istio's names must be among them: a sidecar in PERMISSIVE mode terminates TLS only for those.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum ClientProtocol {
+    /// HTTP/2 or HTTP/1.1, as the server prefers.
+    #[default]
+    Any,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 only.
+    Http2,
+}
+
+impl ClientProtocol {
+    fn names(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Any => &[b"istio-h2", b"istio-http/1.1", b"istio", b"h2", b"http/1.1"],
+            Self::Http1 => &[b"istio-http/1.1", b"istio", b"http/1.1"],
+            Self::Http2 => &[b"istio-h2", b"istio", b"h2"],
+        }
+    }
+}
+
+/// Immutable TLS settings of a client for one set of expected servers; cloning shares them.
+///
+/// TLS 1.3, and 1.2 if asked for. No resumption and no early data, for the same reasons as
+/// [`super::ServerTls`].
+#[derive(Clone, Debug)]
+pub struct ClientTls {
+    config: Arc<ClientConfig>,
+    verifier: Arc<PeerVerifier>,
+}
+
+/// Builds a [`ClientTls`]; what is required changes the type, so that it cannot be forgotten.
+#[derive(Clone, Debug)]
+#[must_use = "call `build`"]
+pub struct ClientTlsBuilder<State> {
+    provider: Arc<CryptoProvider>,
+    time: Arc<dyn TimeProvider>,
+    tls12: bool,
+    protocol: ClientProtocol,
+    state: State,
+}
+
+/// The builder still needs [`ClientTlsBuilder::identity`].
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct WantsIdentity;
+
+/// The builder still needs [`ClientTlsBuilder::trust`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WantsTrust {
+    identity: Arc<X509Svid>,
+}
+
+/// The builder still needs [`ClientTlsBuilder::expect_server`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WantsServer {
+    identity: Arc<X509Svid>,
+    bundles: Arc<BundleSet>,
+}
+
+/// The builder can be built.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Ready {
+    identity: Arc<X509Svid>,
+    bundles: Arc<BundleSet>,
+    server: ExpectedServer,
+}
+
+impl ClientTls {
+    /// Begins with the cryptography to use and the clock to judge by.
+    pub fn builder(
+        provider: Arc<CryptoProvider>,
+        time: Arc<dyn TimeProvider>,
+    ) -> ClientTlsBuilder<WantsIdentity> {
+        let protocol = ClientProtocol::default();
+        ClientTlsBuilder { provider, time, tls12: false, protocol, state: WantsIdentity }
+    }
+
+    /// The settings for rustls.
+    #[must_use]
+    pub fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// The server of a finished handshake that was made with these settings.
+    ///
+    /// # Errors
+    ///
+    /// Why the server is not accepted; the connection must be closed then.
+    pub fn verified_peer(
+        &self,
+        connection: &ClientConnection,
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, PeerError> {
+        self.verifier.peer_of(connection.peer_certificates(), connection.is_handshaking(), now)
+    }
+}
+
+impl<State> ClientTlsBuilder<State> {
+    /// What the client speaks.
+    pub fn protocol(mut self, protocol: ClientProtocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    /// Speaks TLS 1.2 too, with ECDHE and AEAD only, to servers that cannot speak 1.3.
+    pub fn with_tls12(mut self) -> Self {
+        self.tls12 = true;
+        self
+    }
+
+    fn map<Next>(self, next: impl FnOnce(State) -> Next) -> ClientTlsBuilder<Next> {
+        let Self { provider, time, tls12, protocol, state } = self;
+        ClientTlsBuilder { provider, time, tls12, protocol, state: next(state) }
+    }
+}
+
+impl ClientTlsBuilder<WantsIdentity> {
+    /// The certificate chain to show and its key.
+    pub fn identity(self, identity: Arc<X509Svid>) -> ClientTlsBuilder<WantsTrust> {
+        self.map(|WantsIdentity| WantsTrust { identity })
+    }
+}
+
+impl ClientTlsBuilder<WantsTrust> {
+    /// Whose identities are believed.
+    pub fn trust(self, bundles: Arc<BundleSet>) -> ClientTlsBuilder<WantsServer> {
+        self.map(|WantsTrust { identity }| WantsServer { identity, bundles })
+    }
+}
+
+impl ClientTlsBuilder<WantsServer> {
+    /// Who must answer.
+    pub fn expect_server(self, server: ExpectedServer) -> ClientTlsBuilder<Ready> {
+        self.map(|WantsServer { identity, bundles }| Ready { identity, bundles, server })
+    }
+}
+
+impl ClientTlsBuilder<Ready> {
+    /// Makes the settings.
+    ///
+    /// # Errors
+    ///
+    /// A key that does not belong to the certificate, or that the provider cannot use.
+    pub fn build(self) -> Result<ClientTls, TlsError> {
+        let Self { provider, time, tls12, protocol, state } = self;
+        let Ready { identity, bundles, server } = state;
+        let algorithms = provider.signature_verification_algorithms;
+        let verifier = Arc::new(PeerVerifier::new(bundles, algorithms, Peer::Server(server)));
+        let versions: &[_] =
+            if tls12 { &[&version::TLS13, &version::TLS12] } else { &[&version::TLS13] };
+        let judge: Arc<dyn ServerCertVerifier> = Arc::<PeerVerifier>::clone(&verifier);
+        let mut config = ClientConfig::builder_with_details(provider, time)
+            .with_protocol_versions(versions)?
+            .dangerous()
+            .with_custom_certificate_verifier(judge)
+            .with_client_auth_cert(identity.chain().to_vec(), identity.private_key().clone_key())?;
+        config.alpn_protocols = protocol.names().iter().map(|name| name.to_vec()).collect();
+        config.resumption = Resumption::disabled();
+        config.enable_early_data = false;
+        Ok(ClientTls { config: Arc::new(config), verifier })
+    }
+}

@@ -1,0 +1,20 @@
+//! Mutual TLS after PeerAuthentication, on rustls.
+//!
+//! [`PeerModes`] says which ports demand it. [`ServerTls`] and [`ClientTls`] hold settings for one
+//! identity and one set of trust bundles and never change: a rotation makes new ones, so two
+//! configurations can share neither sessions nor verifiers ([SEC-TLS-10]).
+
+mod client_tls;
+mod error;
+mod expected;
+mod mode;
+mod resource;
+mod server_tls;
+mod verifier;
+
+pub use client_tls::{ClientProtocol, ClientTls, ClientTlsBuilder};
+pub use error::{PeerError, TlsError};
+pub use expected::ExpectedServer;
+pub use mode::{MtlsMode, PeerModes};
+pub use resource::PeerAuthentication;
+pub use server_tls::{ServerTls, ServerTlsBuilder};

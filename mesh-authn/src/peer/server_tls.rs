@@ -1,0 +1,141 @@
+//! Server settings: a certificate is shown, and one is demanded.
+
+use std::sync::Arc;
+
+use mesh_identity::{BundleSet, VerifiedPeer, X509Svid};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::UnixTime;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ServerConnection};
+use rustls::time_provider::TimeProvider;
+use rustls::{ServerConfig, version};
+
+use super::error::{PeerError, TlsError};
+use super::verifier::{Peer, PeerVerifier};
+
+/// What a server offers: HTTP first, then Istio's name for plain TCP, which the acceptor sniffs.
+/// Never `istio-peer-exchange`, which obliges to a preamble.
+const PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1", b"istio"];
+
+/// Immutable TLS settings of a server; cloning shares them.
+///
+/// Client certificates are demanded and verified as SVIDs. TLS 1.3, and 1.2 if asked for. No
+/// resumption, because rustls would not verify a resumed peer again ([SEC-TLS-10]); no early data
+/// ([SEC-TLS-9]); no key log ([SEC-TLS-16]).
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    verifier: Arc<PeerVerifier>,
+}
+
+/// Builds a [`ServerTls`]; what is required changes the type, so that it cannot be forgotten.
+///
+/// ```compile_fail,E0599
+/// # fn no_trust(builder: mesh_authn::peer::ServerTlsBuilder<mesh_authn::peer::ServerTls>) {
+/// builder.build();
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "call `build`"]
+pub struct ServerTlsBuilder<State> {
+    provider: Arc<CryptoProvider>,
+    time: Arc<dyn TimeProvider>,
+    tls12: bool,
+    state: State,
+}
+
+/// The builder still needs [`ServerTlsBuilder::identity`].
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct WantsIdentity;
+
+/// The builder still needs [`ServerTlsBuilder::trust`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WantsTrust {
+    identity: Arc<X509Svid>,
+}
+
+/// The builder can be built.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Ready {
+    identity: Arc<X509Svid>,
+    bundles: Arc<BundleSet>,
+}
+
+impl ServerTls {
+    /// Begins with the cryptography to use and the clock to judge by.
+    pub fn builder(
+        provider: Arc<CryptoProvider>,
+        time: Arc<dyn TimeProvider>,
+    ) -> ServerTlsBuilder<WantsIdentity> {
+        ServerTlsBuilder { provider, time, tls12: false, state: WantsIdentity }
+    }
+
+    /// The settings for rustls.
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// The peer of a finished handshake that was made with these settings.
+    ///
+    /// # Errors
+    ///
+    /// Why the peer is not accepted; the connection must be closed then.
+    pub fn verified_peer(
+        &self,
+        connection: &ServerConnection,
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, PeerError> {
+        self.verifier.peer_of(connection.peer_certificates(), connection.is_handshaking(), now)
+    }
+}
+
+impl ServerTlsBuilder<WantsIdentity> {
+    /// The certificate chain to show and its key.
+    pub fn identity(self, identity: Arc<X509Svid>) -> ServerTlsBuilder<WantsTrust> {
+        let Self { provider, time, tls12, state: WantsIdentity } = self;
+        ServerTlsBuilder { provider, time, tls12, state: WantsTrust { identity } }
+    }
+}
+
+impl ServerTlsBuilder<WantsTrust> {
+    /// Whose identities are believed.
+    pub fn trust(self, bundles: Arc<BundleSet>) -> ServerTlsBuilder<Ready> {
+        let Self { provider, time, tls12, state: WantsTrust { identity } } = self;
+        ServerTlsBuilder { provider, time, tls12, state: Ready { identity, bundles } }
+    }
+}
+
+impl ServerTlsBuilder<Ready> {
+    /// Accepts TLS 1.2 too, with ECDHE and AEAD only, for peers that cannot speak 1.3.
+    pub fn with_tls12(mut self) -> Self {
+        self.tls12 = true;
+        self
+    }
+
+    /// Makes the settings.
+    ///
+    /// # Errors
+    ///
+    /// A key that does not belong to the certificate, or that the provider cannot use.
+    pub fn build(self) -> Result<ServerTls, TlsError> {
+        let Self { provider, time, tls12, state: Ready { identity, bundles } } = self;
+        let algorithms = provider.signature_verification_algorithms;
+        let verifier = Arc::new(PeerVerifier::new(bundles, algorithms, Peer::Client));
+        let versions: &[_] =
+            if tls12 { &[&version::TLS13, &version::TLS12] } else { &[&version::TLS13] };
+        let judge: Arc<dyn ClientCertVerifier> = Arc::<PeerVerifier>::clone(&verifier);
+        let mut config = ServerConfig::builder_with_details(provider, time)
+            .with_protocol_versions(versions)?
+            .with_client_cert_verifier(judge)
+            .with_single_cert(identity.chain().to_vec(), identity.private_key().clone_key())?;
+        config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
+        Ok(ServerTls { config: Arc::new(config), verifier })
+    }
+}

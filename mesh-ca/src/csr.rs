@@ -1,0 +1,52 @@
+//! Certificate requests: proof that the caller has a key, and nothing else ([SEC-CA-1]).
+
+use mesh_identity::x509::check_public_key;
+use rcgen::SubjectPublicKeyInfo;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
+
+use crate::error::CaError;
+
+/// Longest request, in bytes. One with an RSA key of 8192 bits needs less than 3 KiB.
+const MAX_LEN: usize = 16 * 1024;
+
+/// A PKCS#10 request whose signature proves possession of its key.
+///
+/// Names, extensions and attributes of the request are not kept: they decide nothing.
+#[derive(Debug)]
+pub struct CertificateRequest {
+    key: SubjectPublicKeyInfo,
+    spki: Vec<u8>,
+}
+
+impl CertificateRequest {
+    /// Reads a request and checks its signature and the kind of its key ([SEC-CA-2]).
+    ///
+    /// # Errors
+    ///
+    /// What cannot be read, is not proven, or is weak.
+    pub fn from_der(der: &[u8]) -> Result<Self, CaError> {
+        if der.len() > MAX_LEN {
+            return Err(CaError::Csr);
+        }
+        let (rest, request) =
+            X509CertificationRequest::from_der(der).map_err(|_detail| CaError::Csr)?;
+        if !rest.is_empty() {
+            return Err(CaError::Csr);
+        }
+        request.verify_signature().map_err(|_detail| CaError::CsrSignature)?;
+        let info = &request.certification_request_info.subject_pki;
+        check_public_key(info.raw).map_err(CaError::Issued)?;
+        let spki = info.raw.to_vec();
+        let key = SubjectPublicKeyInfo::from_der(&spki)?;
+        Ok(Self { key, spki })
+    }
+
+    pub(crate) fn key(&self) -> &SubjectPublicKeyInfo {
+        &self.key
+    }
+
+    pub(crate) fn spki(&self) -> &[u8] {
+        &self.spki
+    }
+}

@@ -1,0 +1,65 @@
+//! Why the authority does not issue.
+
+use mesh_identity::x509::SvidError;
+use mesh_identity::{SpiffeIdError, SvidLoadError};
+
+/// What can go wrong. No variant tells whether an identity exists ([SEC-CA-8]) or shows a key.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CaError {
+    /// The authority's certificate breaks a rule for authorities.
+    #[error("authority certificate: {0}")]
+    Authority(#[source] SvidError),
+
+    /// The certificate request is not PKCS#10, something follows it, or it is too long.
+    #[error("certificate request cannot be read")]
+    Csr,
+
+    /// The request does not prove possession of its key ([SEC-CA-2]).
+    #[error("certificate request is not signed by its own key")]
+    CsrSignature,
+
+    /// rcgen cannot encode the certificate.
+    #[error("certificate cannot be made: {0}")]
+    Encode(#[from] rcgen::Error),
+
+    /// The identity is not one that this authority may name.
+    #[error("identity is not a workload of this authority's trust domain")]
+    ForeignIdentity,
+
+    /// A name is no SPIFFE ID.
+    #[error("identity: {0}")]
+    Id(#[from] SpiffeIdError),
+
+    /// What was made does not pass our own verifier: it is not handed out ([SEC-CA-4]).
+    #[error("issued certificate does not verify: {0}")]
+    Issued(#[source] SvidError),
+
+    /// The private key cannot be read, or is of a kind that is not supported.
+    #[error("private key cannot be used; expected PKCS#8 of P-256, P-384 or Ed25519")]
+    Key,
+
+    /// The private key does not belong to the certificate.
+    #[error("private key does not belong to the authority's certificate")]
+    KeyMismatch,
+
+    /// The issued chain and key do not make an SVID.
+    #[error("issued identity: {0}")]
+    Load(#[from] SvidLoadError),
+
+    /// The request's key is the authority's own ([SEC-CA-2]).
+    #[error("certificate request asks for the authority's own key")]
+    OwnKey,
+
+    /// The system has no randomness.
+    #[error("the system has no randomness")]
+    Random,
+
+    /// The authority's certificate ends too soon; rotate it ([SEC-CA-5]).
+    #[error("the authority's certificate ends too soon to issue; rotate it")]
+    RotationDue,
+
+    /// A time is outside what a certificate can say.
+    #[error("time cannot be encoded")]
+    Time,
+}

@@ -1,0 +1,93 @@
+//! What the certificates say: exactly the profile of an X.509-SVID, and of its authority
+//! (X509-SVID section 4 and appendix A).
+
+use std::time::Duration;
+
+use mesh_identity::{SpiffeId, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyUsagePurpose, SanType, SerialNumber,
+};
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls_pki_types::UnixTime;
+use time::OffsetDateTime;
+
+use crate::error::CaError;
+
+/// How far back `notBefore` lies, for peers whose clock is behind ([SEC-CA-3]).
+pub const BACKDATE: Duration = Duration::from_secs(60);
+
+/// The life of an SVID when nobody asks for another ([SEC-CA-5]).
+pub const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
+
+/// The longest life of an SVID; a request for more gets this ([SEC-CA-5]).
+pub const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A leaf: one URI SAN, no subject, digitalSignature, both TLS roles, never a CA.
+pub(crate) fn leaf(
+    id: &SpiffeId,
+    not_before: UnixTime,
+    not_after: UnixTime,
+) -> Result<CertificateParams, CaError> {
+    let mut params = common(not_before, not_after)?;
+    params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+/// A root: the trust domain's own SPIFFE ID, keyCertSign and cRLSign.
+pub(crate) fn root(
+    trust_domain: &TrustDomain,
+    not_before: UnixTime,
+    not_after: UnixTime,
+) -> Result<CertificateParams, CaError> {
+    let mut params = common(not_before, not_after)?;
+    params.subject_alt_names =
+        vec![SanType::URI(format!("spiffe://{trust_domain}").as_str().try_into()?)];
+    params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+/// An intermediate that may issue leaves and nothing else.
+pub(crate) fn intermediate(
+    trust_domain: &TrustDomain,
+    not_before: UnixTime,
+    not_after: UnixTime,
+) -> Result<CertificateParams, CaError> {
+    let mut params = root(trust_domain, not_before, not_after)?;
+    params.distinguished_name.push(DnType::CommonName, "intermediate");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn common(not_before: UnixTime, not_after: UnixTime) -> Result<CertificateParams, CaError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.serial_number = Some(serial()?);
+    params.not_before = encode(not_before)?;
+    params.not_after = encode(not_after)?;
+    Ok(params)
+}
+
+/// [SEC-CA-3] Positive, 127 random bits, at most 16 octets; nothing of it can be predicted.
+fn serial() -> Result<SerialNumber, CaError> {
+    let mut bytes = [0_u8; 16];
+    SystemRandom::new().fill(&mut bytes).map_err(|_detail| CaError::Random)?;
+    if let Some(first) = bytes.first_mut() {
+        // The sign bit is clear, and the first octet is not zero, so that the length is fixed.
+        *first = (*first & 0x7f) | 0x40;
+    }
+    Ok(SerialNumber::from_slice(&bytes))
+}
+
+fn encode(at: UnixTime) -> Result<OffsetDateTime, CaError> {
+    let seconds = i64::try_from(at.as_secs()).map_err(|_detail| CaError::Time)?;
+    OffsetDateTime::from_unix_timestamp(seconds).map_err(|_detail| CaError::Time)
+}

@@ -1,0 +1,115 @@
+//! An X.509-SVID with its private key: what a workload proves itself with.
+
+use std::fmt;
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use zeroize::Zeroizing;
+
+use crate::spiffe_id::SpiffeId;
+use crate::x509::{CertificateProfile, MAX_CHAIN_CERTIFICATES, SvidError};
+
+/// A certificate chain, leaf first, and the leaf's private key (PKCS#8).
+///
+/// The leaf has passed every rule for SVID leaves. Whether the key belongs to it can only be told
+/// with cryptography: mesh-authn refuses a pair that does not match when it builds TLS settings
+/// ([SEC-ID-12]). The key's memory is zeroed on drop, and nothing shows or copies it.
+pub struct X509Svid {
+    id: SpiffeId,
+    chain: Vec<CertificateDer<'static>>,
+    key: Zeroizing<Vec<u8>>,
+    profile: CertificateProfile,
+}
+
+/// Why a chain and key are not an X.509-SVID.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SvidLoadError {
+    /// The leaf breaks a rule.
+    #[error("certificate: {0}")]
+    Leaf(#[from] SvidError),
+
+    /// The chain has no certificate, or a PEM block of it cannot be read.
+    #[error("no readable certificate chain; expected PEM blocks CERTIFICATE, leaf first")]
+    NoChain,
+
+    /// There is no PKCS#8 key, or its PEM block cannot be read.
+    #[error("no readable private key; expected one PEM block PRIVATE KEY (PKCS#8)")]
+    NoKey,
+}
+
+impl X509Svid {
+    /// Takes a chain, leaf first, and a PKCS#8 key.
+    ///
+    /// # Errors
+    ///
+    /// The rule that the leaf breaks.
+    pub fn from_der(
+        chain: Vec<CertificateDer<'static>>,
+        key: &PrivatePkcs8KeyDer<'_>,
+    ) -> Result<Self, SvidLoadError> {
+        let leaf = chain.first().ok_or(SvidLoadError::NoChain)?;
+        if chain.len() > MAX_CHAIN_CERTIFICATES {
+            return Err(SvidError::TooManyCertificates.into());
+        }
+        let profile = CertificateProfile::parse(leaf)?;
+        let id = profile.leaf_id()?;
+        let key = Zeroizing::new(key.secret_pkcs8_der().to_vec());
+        Ok(Self { id, chain, key, profile })
+    }
+
+    /// Reads a chain, leaf first, and a key from PEM text.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be read, or the rule that the leaf breaks; nothing of the texts.
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, SvidLoadError> {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+        let chain = chain.map_err(|_detail| SvidLoadError::NoChain)?;
+        let key =
+            PrivatePkcs8KeyDer::from_pem_slice(key).map_err(|_detail| SvidLoadError::NoKey)?;
+        Self::from_der(chain, &key)
+    }
+
+    /// Who the leaf names.
+    #[must_use]
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The chain, leaf first.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The first second of the leaf's validity.
+    #[must_use]
+    pub fn not_before(&self) -> UnixTime {
+        self.profile.validity().not_before()
+    }
+
+    /// The last second of the leaf's validity.
+    #[must_use]
+    pub fn not_after(&self) -> UnixTime {
+        self.profile.validity().not_after()
+    }
+
+    /// The leaf's subject public key info, DER.
+    #[must_use]
+    pub fn public_key(&self) -> &[u8] {
+        self.profile.public_key()
+    }
+
+    /// The private key, lent to whoever signs with it.
+    #[must_use]
+    pub fn private_key(&self) -> PrivateKeyDer<'_> {
+        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.as_slice()))
+    }
+}
+
+impl fmt::Debug for X509Svid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("X509Svid").field("id", &self.id).finish_non_exhaustive()
+    }
+}

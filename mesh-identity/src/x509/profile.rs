@@ -1,0 +1,232 @@
+//! What a certificate says about itself, read once from its DER.
+
+use std::time::Duration;
+
+use rustls_pki_types::{CertificateDer, UnixTime};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::FromDer;
+
+use super::error::SvidError;
+use super::key;
+use crate::spiffe_id::{SpiffeId, SpiffeIdRef};
+
+/// Most names in a SAN ([SEC-ID-7]).
+pub(super) const MAX_NAMES: usize = 32;
+
+/// The tag of a URI among a SAN's names (RFC 5280 section 4.2.1.6).
+const URI_TAG: u32 = 6;
+
+/// From when until when a certificate is valid, both ends included.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Validity {
+    not_before: UnixTime,
+    not_after: UnixTime,
+}
+
+impl Validity {
+    /// The first second of validity.
+    #[must_use]
+    pub fn not_before(self) -> UnixTime {
+        self.not_before
+    }
+
+    /// The last second of validity.
+    #[must_use]
+    pub fn not_after(self) -> UnixTime {
+        self.not_after
+    }
+
+    /// Whether a time lies within.
+    #[must_use]
+    pub fn contains(self, time: UnixTime) -> bool {
+        (self.not_before..=self.not_after).contains(&time)
+    }
+}
+
+/// The parts of a certificate that the SVID rules look at.
+///
+/// Every name of every SAN extension has been counted on the DER itself, so that no library's
+/// first-wins or skip-what-I-cannot-read decides who somebody is.
+#[derive(Clone, Debug)]
+pub struct CertificateProfile {
+    validity: Validity,
+    /// Number of URI names, decodable or not.
+    uris: usize,
+    /// The only URI, when there is exactly one and it is text.
+    uri: Option<String>,
+    is_ca: Option<bool>,
+    usage: Option<Usage>,
+    purposes: Option<Purposes>,
+    public_key: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Usage {
+    digital_signature: bool,
+    signs_certificates: bool,
+    signs_lists: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Purposes {
+    client: bool,
+    server: bool,
+}
+
+impl CertificateProfile {
+    /// Reads one certificate.
+    ///
+    /// # Errors
+    ///
+    /// What is malformed, occurs twice, is unknown and critical, or a key that is not accepted.
+    pub fn parse(der: &CertificateDer<'_>) -> Result<Self, SvidError> {
+        let (rest, certificate) =
+            X509Certificate::from_der(der).map_err(|_detail| SvidError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(SvidError::Malformed);
+        }
+        key::check(certificate.public_key())?;
+        let mut profile = Self {
+            validity: validity(&certificate)?,
+            uris: 0,
+            uri: None,
+            is_ca: None,
+            usage: None,
+            purposes: None,
+            public_key: certificate.public_key().raw.to_vec(),
+        };
+        // [SEC-ID-2] Names are counted over all SAN extensions before doubles are refused, so that
+        // two identities in two extensions are reported as what they are.
+        for extension in certificate.extensions() {
+            profile.read(extension.parsed_extension(), extension.critical)?;
+        }
+        certificate.extensions_map().map_err(|_detail| SvidError::DuplicateExtension)?;
+        Ok(profile)
+    }
+
+    /// When the certificate is valid.
+    #[must_use]
+    pub fn validity(&self) -> Validity {
+        self.validity
+    }
+
+    /// The subject public key info, DER.
+    #[must_use]
+    pub fn public_key(&self) -> &[u8] {
+        &self.public_key
+    }
+
+    /// The identity of a leaf that keeps every rule for leaves ([SEC-ID-2], [SEC-ID-3]).
+    ///
+    /// # Errors
+    ///
+    /// The rule that it breaks.
+    pub fn leaf_id(&self) -> Result<SpiffeId, SvidError> {
+        let id = self.id()?.ok_or(SvidError::NoUri)?;
+        if id.path().is_empty() {
+            return Err(SvidError::NoPath);
+        }
+        match self.is_ca {
+            Some(false) => {}
+            Some(true) => return Err(SvidError::LeafIsCa),
+            None => return Err(SvidError::LeafWithoutBasicConstraints),
+        }
+        let usage = self.usage.ok_or(SvidError::LeafWithoutKeyUsage)?;
+        if usage.signs_certificates || usage.signs_lists {
+            return Err(SvidError::LeafCanSign);
+        }
+        if !usage.digital_signature {
+            return Err(SvidError::NoDigitalSignature);
+        }
+        if self.purposes.is_some_and(|purposes| !(purposes.client && purposes.server)) {
+            return Err(SvidError::Purpose);
+        }
+        Ok(id.to_owned())
+    }
+
+    /// Whether it may issue for a trust domain ([SEC-ID-4]).
+    pub(crate) fn check_issuer(&self, trust_domain: &str) -> Result<(), SvidError> {
+        self.check_authority()?;
+        match self.id() {
+            Ok(None) => Ok(()),
+            Ok(Some(id)) if id.path().is_empty() && id.trust_domain() == trust_domain => Ok(()),
+            Ok(Some(_)) | Err(_) => Err(SvidError::IssuerId),
+        }
+    }
+
+    /// Whether it may be a trust anchor: cA, and keyCertSign where key usage is present.
+    pub(crate) fn check_authority(&self) -> Result<(), SvidError> {
+        if self.is_ca != Some(true) {
+            return Err(SvidError::IssuerNotCa);
+        }
+        if self.usage.is_some_and(|usage| !usage.signs_certificates) {
+            return Err(SvidError::IssuerUsage);
+        }
+        Ok(())
+    }
+
+    /// The SPIFFE ID; nothing when there is no URI name.
+    fn id(&self) -> Result<Option<SpiffeIdRef<'_>>, SvidError> {
+        match (self.uris, &self.uri) {
+            (0, _) => Ok(None),
+            (1, Some(uri)) => SpiffeIdRef::parse(uri).map(Some).map_err(SvidError::Id),
+            (1, None) => Err(SvidError::Malformed),
+            (_, _) => Err(SvidError::TwoUris),
+        }
+    }
+
+    fn read(&mut self, extension: &ParsedExtension<'_>, critical: bool) -> Result<(), SvidError> {
+        if let ParsedExtension::SubjectAlternativeName(san) = extension {
+            self.count_names(&san.general_names)?;
+        } else if let ParsedExtension::BasicConstraints(constraints) = extension {
+            self.is_ca = Some(constraints.ca);
+        } else if let ParsedExtension::KeyUsage(usage) = extension {
+            self.usage = Some(Usage {
+                digital_signature: usage.digital_signature(),
+                signs_certificates: usage.key_cert_sign(),
+                signs_lists: usage.crl_sign(),
+            });
+        } else if let ParsedExtension::ExtendedKeyUsage(purposes) = extension {
+            self.purposes =
+                Some(Purposes { client: purposes.client_auth, server: purposes.server_auth });
+        } else if let ParsedExtension::ParseError { .. } = extension {
+            return Err(SvidError::Malformed);
+        } else if let ParsedExtension::UnsupportedExtension { .. } = extension
+            && critical
+        {
+            return Err(SvidError::UnknownCriticalExtension);
+        }
+        Ok(())
+    }
+
+    /// Counts URI names, those that are no text included.
+    fn count_names(&mut self, names: &[GeneralName<'_>]) -> Result<(), SvidError> {
+        if names.len() > MAX_NAMES {
+            return Err(SvidError::TooManyNames);
+        }
+        for name in names {
+            if let GeneralName::URI(uri) = name {
+                self.uris = self.uris.saturating_add(1);
+                self.uri = Some((*uri).to_owned());
+            } else if let GeneralName::Invalid(tag, _) = name
+                && tag.0 == URI_TAG
+            {
+                self.uris = self.uris.saturating_add(1);
+                self.uri = None;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn validity(certificate: &X509Certificate<'_>) -> Result<Validity, SvidError> {
+    let time = |seconds: i64| {
+        let seconds = u64::try_from(seconds).map_err(|_detail| SvidError::Malformed)?;
+        Ok::<_, SvidError>(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+    };
+    Ok(Validity {
+        not_before: time(certificate.validity().not_before.timestamp())?,
+        not_after: time(certificate.validity().not_after.timestamp())?,
+    })
+}
