@@ -12,7 +12,7 @@ use quick_cache::{Equivalent, Weighter};
 
 use super::authenticator::Accepted;
 
-/// Most memory that cached tokens may use, in bytes, as [`Weight`] estimates it.
+/// Most memory that cached tokens may use, in bytes, by an estimate that errs high.
 pub const MAX_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Longest time in seconds for which a signature check is believed without a new one.
@@ -71,11 +71,6 @@ impl TokenCache {
 
     pub(super) fn insert(&self, rule: usize, token: &[u8], entry: Entry) {
         self.entries.insert(Key { rule, token: token.into() }, entry);
-    }
-
-    #[cfg(test)]
-    pub(super) fn weight(&self) -> (usize, u64) {
-        (self.entries.len(), self.entries.weight())
     }
 }
 

@@ -123,7 +123,7 @@ impl<'a> Judge<'a> {
         }
         let before = self.applied.iter().count();
         for Found { place, token } in found.into_iter().rev() {
-            let accepted = match self.verify(index, &token) {
+            let accepted = match self.verify(index, token.clone()) {
                 Ok(accepted) => accepted,
                 Err(reason) => {
                     let failed = self.applied.iter_mut().skip(before);
@@ -139,17 +139,17 @@ impl<'a> Judge<'a> {
         Ok(Answer::Good)
     }
 
-    fn verify(&mut self, index: usize, token: &Cow<'a, [u8]>) -> Result<Arc<Accepted>, Reason> {
-        if let Some(seen) = self.seen.iter().find(|s| s.rule == index && s.token == *token) {
+    fn verify(&mut self, index: usize, token: Cow<'a, [u8]>) -> Result<Arc<Accepted>, Reason> {
+        if let Some(seen) = self.seen.iter().find(|s| s.rule == index && s.token == token) {
             return seen.verdict.clone();
         }
         let verdict = if token.len() > self.of.options.max_token_len() {
             self.too_long = true;
             Err(Reason::TooLong)
         } else {
-            self.of.verify(index, token, self.now)
+            self.of.verify(index, &token, self.now)
         };
-        self.seen.push(Seen { rule: index, token: token.clone(), verdict: verdict.clone() });
+        self.seen.push(Seen { rule: index, token, verdict: verdict.clone() });
         verdict
     }
 
@@ -164,23 +164,47 @@ impl<'a> Judge<'a> {
         if let Some(objection) = objection {
             return Err(Reason::NotTolerated(objection));
         }
-        let checks: [(Tolerance, fn(&mut Self) -> bool); 4] = [
-            (Tolerance::BearerSpelling, Self::has_odd_bearer),
-            (Tolerance::RepeatedParameter, Self::has_repeated_parameter),
-            (Tolerance::BorrowedIssuer, Self::has_borrowed_issuer),
-            (Tolerance::UnacceptedToken, Self::has_unaccepted_token),
-        ];
-        for (tolerance, applies) in checks {
-            if !options.tolerates(tolerance) && applies(self) {
+        for tolerance in [
+            Tolerance::BearerSpelling,
+            Tolerance::RepeatedParameter,
+            Tolerance::BorrowedIssuer,
+            Tolerance::UnacceptedToken,
+        ] {
+            if !options.tolerates(tolerance) && self.has(tolerance) {
                 return Err(Reason::NotTolerated(tolerance));
             }
         }
         Ok(())
     }
 
+    /// Whether the request as a whole needs this tolerance. Those of single tokens and keys are
+    /// among the findings of the accepted tokens.
+    fn has(&mut self, tolerance: Tolerance) -> bool {
+        match tolerance {
+            Tolerance::BearerSpelling => self.has_odd_bearer(),
+            Tolerance::RepeatedParameter => self.has_repeated_parameter(),
+            Tolerance::BorrowedIssuer => self.has_borrowed_issuer(),
+            Tolerance::UnacceptedToken => self.has_unaccepted_token(),
+            Tolerance::AlgorithmMismatch
+            | Tolerance::Base64Padding
+            | Tolerance::CriticalHeader
+            | Tolerance::EmptySegments
+            | Tolerance::KeyUse
+            | Tolerance::LooseBase64
+            | Tolerance::LooseKeyEncoding
+            | Tolerance::LooseSignatureLength
+            | Tolerance::NoExpiry
+            | Tolerance::NullPayload
+            | Tolerance::PathInRealm
+            | Tolerance::SharedSecret
+            | Tolerance::UncheckedPreflight
+            | Tolerance::WeakKey => false,
+        }
+    }
+
     /// An `Authorization` header that names Bearer, where a rule looks for `Bearer ` and finds
     /// no token ([SEM-STRICT-02]).
-    fn has_odd_bearer(&mut self) -> bool {
+    fn has_odd_bearer(&self) -> bool {
         if !extract::names_bearer(self.request.headers) {
             return false;
         }
@@ -197,7 +221,7 @@ impl<'a> Judge<'a> {
     }
 
     /// RFC 6750 section 3.1.
-    fn has_repeated_parameter(&mut self) -> bool {
+    fn has_repeated_parameter(&self) -> bool {
         let places = self.of.rules.iter().flat_map(|rule| &rule.spec.places);
         let mut names = places.filter_map(|place| match place {
             TokenPlace::Param(name) => Some(name.as_bytes()),
@@ -231,7 +255,8 @@ impl<'a> Judge<'a> {
                 |rule: &Rule| issuer.is_some() && rule.spec.issuer() == issuer.as_deref();
             let owners = of.rules.iter().enumerate().filter(|(_, rule)| is_owner(rule));
             let owners: Vec<usize> = owners.map(|(index, _)| index).collect();
-            !owners.is_empty() && !owners.into_iter().any(|owner| self.is_clean(owner, &token))
+            !owners.is_empty()
+                && !owners.into_iter().any(|owner| self.is_clean(owner, token.clone()))
         })
     }
 
@@ -248,7 +273,7 @@ impl<'a> Judge<'a> {
             all.extend(found.into_iter().map(|found| (index, found.token)));
         }
         let accepted: Vec<bool> =
-            all.iter().map(|(index, token)| self.is_clean(*index, token)).collect();
+            all.iter().map(|(index, token)| self.is_clean(*index, token.clone())).collect();
         all.iter().any(|(_, token)| {
             let mut same = all.iter().zip(&accepted).filter(|((_, other), _)| other == token);
             !same.any(|(_, accepted)| *accepted)
@@ -256,7 +281,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Whether a rule accepts a token without objections.
-    fn is_clean(&mut self, index: usize, token: &Cow<'a, [u8]>) -> bool {
+    fn is_clean(&mut self, index: usize, token: Cow<'a, [u8]>) -> bool {
         let verdict = self.verify(index, token);
         verdict.is_ok_and(|accepted| self.of.options.objection(&accepted.findings).is_none())
     }

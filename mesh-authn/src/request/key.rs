@@ -14,8 +14,6 @@ pub(super) struct Key {
     pub(super) kid: Option<String>,
     /// Invariant: not empty. Any text, also one that no token can have.
     pub(super) algorithm: Option<String>,
-    /// `use`, if it is a string.
-    pub(super) usage: Option<String>,
     pub(super) material: Material,
     /// What a strict reader would not have accepted.
     pub(super) findings: Vec<Tolerance>,
@@ -40,7 +38,7 @@ pub(super) enum Material {
         n: Vec<u8>,
         e: Vec<u8>,
     },
-    Symmetric(Symmetric),
+    Symmetric(Box<Symmetric>),
 }
 
 /// A shared secret, ready for each hash.

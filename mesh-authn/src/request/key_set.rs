@@ -18,7 +18,7 @@ use super::json;
 use super::key::{Answer, Key, Material, Symmetric, fixed_len, without_leading_zeros};
 use super::options::{TokenOptions, Tolerance};
 use super::refusal::Reason;
-use super::token::Algorithm;
+use super::token::{Algorithm, Header, Parts};
 
 /// Largest key set that is read, in bytes ([SEC-JWT-13]).
 pub const MAX_KEY_SET_LEN: usize = 1024 * 1024;
@@ -174,14 +174,35 @@ impl KeySet {
         self.keys.iter().any(|key| key.kid.as_deref() == Some(kid))
     }
 
-    pub(super) fn keys(&self) -> &[Key] {
-        &self.keys
-    }
-
-    /// Keeps the keys that a predicate accepts; nothing when none is left.
-    pub(super) fn filtered(mut self, accept: impl Fn(&Key) -> bool) -> Option<Self> {
-        self.keys.retain(accept);
-        (!self.keys.is_empty()).then_some(self)
+    /// Verifies a compact JWS whose payload may be anything, and returns the payload.
+    ///
+    /// This is the signature layer alone: for tokens use [`super::RequestAuthenticator`], which
+    /// checks issuer, audience and times as well. `options` say what is tolerated.
+    ///
+    /// # Errors
+    ///
+    /// The first problem, in the order in which tokens are checked.
+    pub fn verify_jws(&self, jws: &str, options: &TokenOptions) -> Result<Vec<u8>, Reason> {
+        if jws.len() > options.max_token_len() {
+            return Err(Reason::TooLong);
+        }
+        let mut findings = Vec::new();
+        let parts = Parts::split(jws.as_bytes()).ok_or(Reason::Parts)?;
+        if !parts.exact {
+            findings.push(Tolerance::EmptySegments);
+        }
+        let header = Header::parse(parts.header, &mut findings)?;
+        let payload =
+            base64url::decode(parts.payload, &mut findings).ok_or(Reason::PayloadBase64)?;
+        let signature =
+            base64url::decode(parts.signature, &mut findings).ok_or(Reason::SignatureBase64)?;
+        let (kid, signed) = (header.kid.as_deref(), &parts.signed);
+        let of_key = self.verify(kid, header.algorithm, signed, &signature, false, options)?;
+        findings.extend(of_key);
+        match options.objection(&findings) {
+            Some(objection) => Err(Reason::NotTolerated(objection)),
+            None => Ok(payload),
+        }
     }
 
     /// Whether some key may be used under these options, whatever the token.
@@ -244,7 +265,7 @@ impl TryFrom<&jsonwebtoken::jwk::JwkSet> for KeySet {
 }
 
 /// One entry of `keys`.
-fn parse_key(entry: &Value) -> Result<Key, KeyProblem> {
+pub(super) fn parse_key(entry: &Value) -> Result<Key, KeyProblem> {
     let jwk = entry.as_object().ok_or(KeyProblem::Type)?;
     let mut findings = Vec::new();
     let mut name = |member: &str| {
@@ -267,8 +288,7 @@ fn parse_key(entry: &Value) -> Result<Key, KeyProblem> {
         Some("oct") => reader.oct(&mut findings)?,
         Some(_) | None => return Err(KeyProblem::Type),
     };
-    let usage = jwk.get("use").and_then(Value::as_str).map(str::to_owned);
-    Ok(Key { kid, algorithm, usage, material, findings })
+    Ok(Key { kid, algorithm, material, findings })
 }
 
 /// `use: enc`, or `key_ops` that does not list `verify` (RFC 7517 sections 4.2 and 4.3).
@@ -329,9 +349,7 @@ impl Members<'_> {
             Ok(Material::Ec(curve, [&[4], &x[..], &y[..]].concat()))
         };
         match (curve, self.algorithm) {
-            ("" | "P-256", Some("ES256")) | ("" | "P-256", None) => {
-                point(Curve::P256, &x?, &y?, findings)
-            }
+            ("" | "P-256", Some("ES256") | None) => point(Curve::P256, &x?, &y?, findings),
             ("" | "P-384", Some("ES384")) | ("P-384", None) => {
                 point(Curve::P384, &x?, &y?, findings)
             }
@@ -378,12 +396,12 @@ impl Members<'_> {
         if secret.is_empty() {
             return Err(KeyProblem::Member("k"));
         }
-        Ok(Material::Symmetric(Symmetric {
+        Ok(Material::Symmetric(Box::new(Symmetric {
             len: secret.len(),
             sha256: hmac::Key::new(hmac::HMAC_SHA256, &secret),
             sha384: hmac::Key::new(hmac::HMAC_SHA384, &secret),
             sha512: hmac::Key::new(hmac::HMAC_SHA512, &secret),
-        }))
+        })))
     }
 }
 
@@ -429,7 +447,7 @@ fn certificate(kid: &str, pem: &str) -> Result<Key, KeyProblem> {
         Ok(_) | Err(_) => return Err(KeyProblem::Certificate),
     };
     let kid = (!kid.is_empty()).then(|| kid.to_owned());
-    Ok(Key { kid, algorithm: None, usage: None, material, findings })
+    Ok(Key { kid, algorithm: None, material, findings })
 }
 
 /// Whether an Ed25519 public key is one of the points whose order divides 8, in any encoding: a

@@ -23,9 +23,12 @@ mod extract;
 mod few;
 mod json;
 mod judge;
+mod jwt_svid;
 mod key;
 mod key_set;
 mod options;
+#[cfg(test)]
+mod p1363;
 mod refusal;
 mod resource;
 mod token;
@@ -38,6 +41,7 @@ pub use authenticator::{
 };
 pub use cache::{MAX_CACHE_BYTES, MAX_CACHE_SECONDS};
 pub use effects::Effects;
+pub use jwt_svid::{AuthorityProblem, JwtSvid, JwtSvidError, JwtSvidVerifier, UnusableAuthority};
 pub use key_set::{KeyProblem, KeySet, KeySetError, MAX_KEY_SET_LEN, MAX_KEYS, SkippedKey};
 pub use options::{MAX_TOKEN_LEN, TokenOptions, Tolerance};
 pub use refusal::{Reason, Refusal, StringClaim, TimeClaim};

@@ -323,7 +323,7 @@ fn header_name(reader: &Reader<'_>) -> Option<HeaderName> {
 /// A list of texts, none of them empty.
 fn texts(fields: &mut Fields<'_>, name: &str) -> Vec<String> {
     let items = fields.take(name).map(|list| list.items()).unwrap_or_default();
-    items.iter().filter_map(|item| item.non_empty_text()).map(str::to_owned).collect()
+    items.iter().filter_map(Reader::non_empty_text).map(str::to_owned).collect()
 }
 
 /// `1m30s`, `1.5s`, `250ms`: at least one millisecond and no finer.
@@ -388,7 +388,7 @@ mod tests {
             assert!(read(good).is_ok(), "{good}");
         }
         for bad in [
-            r#"{}"#,
+            "{}",
             r#"{"issuer": ""}"#,
             r#"{"jwks": "{\"keys\":[{\"kty\":\"oct\",\"k\":\"AAAA\"}]}"}"#,
             r#"{"issuer": "i", "audiences": [""]}"#,

@@ -15,7 +15,7 @@ pub(super) struct ParsedToken<'t> {
     pub(super) algorithm: Algorithm,
     /// As written in the header; a key's `alg` is compared with it.
     pub(super) kid: Option<String>,
-    /// `typ` of the header, if it is a string; JWT-SVIDs look at it.
+    /// `typ` of the header; only JWT-SVIDs look at it.
     pub(super) typ: Option<Value>,
     pub(super) claims: Claims,
     pub(super) times: Times,
@@ -128,8 +128,7 @@ impl<'t> Parts<'t> {
         if parts.next().is_some() {
             return None;
         }
-        let dots = token.iter().filter(|byte| **byte == b'.').count();
-        let exact = dots == 2;
+        let exact = token.split(|byte| *byte == b'.').count() == 3;
         let signed_len = header.len().saturating_add(payload.len()).saturating_add(1);
         let signed = match token.get(..signed_len) {
             Some(start) if exact => Cow::Borrowed(start),

@@ -67,7 +67,12 @@ impl Deviation {
                 }
                 Tolerance::UncheckedPreflight => "preflights are checked too [SEM-STRICT-16]",
                 Tolerance::WeakKey => "RSA from 2048 bits, HMAC from the hash's length",
-                _ => "not seen in these vectors",
+                Tolerance::NullPayload => "RFC 7519 7.2: the payload is an object",
+                Tolerance::SharedSecret => {
+                    "whoever can fetch a symmetric key can sign with it [SEC-JWT-1]"
+                }
+                Tolerance::NoExpiry | Tolerance::PathInRealm => "never refuses by default",
+                _ => "undecided",
             },
         }
     }
@@ -97,21 +102,22 @@ impl Deviation {
     /// Why a request is refused that Envoy lets pass, or refuses otherwise.
     pub(crate) fn of_refusal(vector: &Vector, refusal: Refusal) -> Option<Self> {
         let passed = vector.expect.outcome != Outcome::Rejected;
-        match refusal.reason() {
-            Reason::HeaderJson | Reason::PayloadJson => {
-                has_lenient_json(vector).then_some(Self::LenientJson)
-            }
-            Reason::NotTolerated(tolerance) if passed => Some(Self::Strict(tolerance)),
-            _ if passed && is_preflight(vector) => {
-                Some(Self::Strict(Tolerance::UncheckedPreflight))
-            }
-            Reason::Signature if passed => {
-                let kinds = ["kind:alg-header-vs-key", "kind:weak-key"];
-                let odd = kinds.iter().any(|kind| vector.has_tag(kind));
-                odd.then_some(Self::MissingPrimitive)
-            }
-            _ => None,
+        let reason = refusal.reason();
+        if matches!(reason, Reason::HeaderJson | Reason::PayloadJson) {
+            return has_lenient_json(vector).then_some(Self::LenientJson);
         }
+        if !passed {
+            return None;
+        }
+        if let Reason::NotTolerated(tolerance) = reason {
+            return Some(Self::Strict(tolerance));
+        }
+        if is_preflight(vector) {
+            return Some(Self::Strict(Tolerance::UncheckedPreflight));
+        }
+        let kinds = ["kind:alg-header-vs-key", "kind:weak-key"];
+        let odd = kinds.iter().any(|kind| vector.has_tag(kind));
+        (reason == Reason::Signature && odd).then_some(Self::MissingPrimitive)
     }
 }
 

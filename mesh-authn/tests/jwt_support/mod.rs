@@ -17,7 +17,7 @@ use mesh_authn::request::{
     RequestAuthenticator, RequestView, TokenOptions, Tolerance,
 };
 use mesh_identity::manifest;
-use mesh_identity::{MeshSettings, Workload};
+use mesh_identity::{MeshSettings, VerifiedToken, Workload};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
@@ -39,14 +39,14 @@ pub(crate) fn read_lines(folder: &Path) -> Vec<String> {
             continue;
         }
         let bytes = std::fs::read(&path).unwrap();
-        let text = if name.ends_with(".jsonl.gz") {
-            let mut text = String::new();
-            flate2::read::GzDecoder::new(&bytes[..]).read_to_string(&mut text).unwrap();
-            text
-        } else if name.ends_with(".jsonl") {
-            String::from_utf8(bytes).unwrap()
-        } else {
-            continue;
+        let text = match name.rsplit_once(".jsonl") {
+            Some((_, ".gz")) => {
+                let mut text = String::new();
+                flate2::read::GzDecoder::new(&bytes[..]).read_to_string(&mut text).unwrap();
+                text
+            }
+            Some((_, "")) => String::from_utf8(bytes).unwrap(),
+            Some(_) | None => continue,
         };
         lines.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
     }
@@ -242,14 +242,14 @@ fn compare_refusal(
 fn compare_passed(
     vector: &Vector,
     incoming: Incoming,
-    token: Option<&mesh_identity::VerifiedToken>,
+    token: Option<&VerifiedToken>,
     effects: &mesh_authn::request::Effects,
 ) -> Result<(), String> {
     let expect = &vector.expect;
     let outcome = if token.is_some() { Outcome::Authenticated } else { Outcome::Anonymous };
     check("outcome", &expect.outcome, &outcome)?;
     check("status", &expect.status, &Some(200))?;
-    check("principal", &expect.principal, &token.and_then(|token| token.principal()))?;
+    check("principal", &expect.principal, &token.and_then(VerifiedToken::principal))?;
     let any = token.is_some_and(|token| policy::matches_principals(token, &["*".to_owned()]));
     check("any_principal", &expect.any_principal, &Some(any))?;
     let claims = token.map(|token| Value::Object(token.view().object().clone()));
