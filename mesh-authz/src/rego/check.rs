@@ -133,15 +133,15 @@ fn reference<'e>(
 }
 
 fn text(value: &Value) -> Option<String> {
-    value.as_string().ok().map(|text| text.to_string())
+    value.as_string().ok().map(ToString::to_string)
 }
 
 /// The text of a string literal.
 fn constant(expr: &Expr) -> Option<String> {
-    match expr {
-        Expr::String { value, .. } | Expr::RawString { value, .. } => text(value),
-        _ => None,
+    if let Expr::String { value, .. } | Expr::RawString { value, .. } = expr {
+        return text(value);
     }
+    None
 }
 
 fn place(span: &Span) -> RegoPlace {
@@ -252,9 +252,11 @@ impl Walk<'_> {
             }
             Rule::Spec { head, bodies, .. } => {
                 let (name, args, values) = match head {
-                    RuleHead::Compr { refr, assign, .. } => (refr, &[][..], value(assign)),
+                    RuleHead::Compr { refr, assign, .. } => (refr, &[][..], value(assign.as_ref())),
                     RuleHead::Set { refr, key, .. } => (refr, &[][..], key.as_ref()),
-                    RuleHead::Func { refr, args, assign, .. } => (refr, &args[..], value(assign)),
+                    RuleHead::Func { refr, args, assign, .. } => {
+                        (refr, &args[..], value(assign.as_ref()))
+                    }
                 };
                 self.scoped(variables(args), |walk| {
                     walk.exprs(args)?;
@@ -266,7 +268,7 @@ impl Walk<'_> {
                         walk.query(&body.query, |walk| {
                             walk.name(name)?;
                             walk.exprs(values)?;
-                            walk.exprs(value(&body.assign))
+                            walk.exprs(value(body.assign.as_ref()))
                         })?;
                     }
                     Ok(())
@@ -375,14 +377,13 @@ impl Walk<'_> {
         let mut indexes = Vec::new();
         let Some((root, components, _)) = reference(expr, &mut |index| indexes.push(index)) else {
             // The root is a literal or a call.
-            return match expr {
-                Expr::RefDot { refr, .. } => self.expr(refr),
-                Expr::RefBrack { refr, index, .. } => {
-                    self.expr(refr)?;
-                    self.expr(index)
-                }
-                _ => Ok(()),
-            };
+            if let Expr::RefBrack { index, .. } = expr {
+                self.expr(index)?;
+            }
+            if let Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } = expr {
+                self.expr(refr)?;
+            }
+            return Ok(());
         };
         if let Some(path) = self.absolute(&root, &components) {
             self.reached.extend(self.rules.met_by(&path));
@@ -421,15 +422,16 @@ impl Walk<'_> {
             return Ok(());
         }
         let place = place(span);
-        Err(match builtins::known_elsewhere(&name) {
-            true => RegoLoadError::BuiltinNotOffered { place, name },
-            false => RegoLoadError::UnknownFunction { place, name },
+        Err(if builtins::known_elsewhere(&name) {
+            RegoLoadError::BuiltinNotOffered { place, name }
+        } else {
+            RegoLoadError::UnknownFunction { place, name }
         })
     }
 }
 
-fn value(assign: &Option<RuleAssign>) -> Option<&Ref<Expr>> {
-    assign.as_ref().map(|assign| &assign.value)
+fn value(assign: Option<&RuleAssign>) -> Option<&Ref<Expr>> {
+    assign.map(|assign| &assign.value)
 }
 
 /// The names that a query declares for itself.
@@ -460,11 +462,12 @@ fn variables<'e>(patterns: impl IntoIterator<Item = &'e Ref<Expr>>) -> BTreeSet<
     let mut names = BTreeSet::new();
     let mut pending: Vec<&Ref<Expr>> = patterns.into_iter().collect();
     while let Some(pattern) = pending.pop() {
-        match pattern.as_ref() {
-            Expr::Var { value, .. } => names.extend(text(value)),
-            Expr::Array { items, .. } => pending.extend(items),
-            Expr::Object { fields, .. } => pending.extend(fields.iter().map(|(_, _, value)| value)),
-            _ => {}
+        if let Expr::Var { value, .. } = pattern.as_ref() {
+            names.extend(text(value));
+        } else if let Expr::Array { items, .. } = pattern.as_ref() {
+            pending.extend(items);
+        } else if let Expr::Object { fields, .. } = pattern.as_ref() {
+            pending.extend(fields.iter().map(|(_, _, value)| value));
         }
     }
     names

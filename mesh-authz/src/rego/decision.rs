@@ -130,10 +130,10 @@ impl RegoDecision {
             Value::Bool(true) => Some(Self::allow()),
             Value::Bool(false) => Some(Self::deny(RegoDenyReason::Policy)),
             Value::Undefined => Some(Self::deny(RegoDenyReason::Undefined)),
-            Value::Object(_) => match &answer["allowed"] {
-                Value::Bool(true) => read_allow(answer),
-                Value::Bool(false) => read_deny(answer),
-                _ => None,
+            Value::Object(_) => match answer["allowed"].as_bool() {
+                Ok(true) => read_allow(answer),
+                Ok(false) => read_deny(answer),
+                Err(_) => None,
             },
             Value::Null | Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Set(_) => {
                 None
@@ -171,9 +171,8 @@ fn read_allow(answer: &Value) -> Option<RegoDecision> {
 
 fn read_deny(answer: &Value) -> Option<RegoDecision> {
     let body = match &answer["body"] {
-        Value::Undefined => String::new(),
-        Value::String(text) => text.to_string(),
-        _ => return None,
+        body if *body == Value::Undefined => String::new(),
+        body => text(body)?,
     };
     Some(RegoDecision::Deny {
         status: status(&answer["http_status"])?,
@@ -195,13 +194,9 @@ fn status(value: &Value) -> Option<StatusCode> {
 
 /// Header entries of an object, or of an array of objects.
 fn headers(value: &Value) -> Option<Vec<(HeaderName, HeaderValue)>> {
-    let parts = match value {
-        Value::Undefined => Vec::new(),
-        Value::Object(_) => pairs(value)?,
-        Value::Array(_) | Value::Set(_) => {
-            items(value)?.map(pairs).collect::<Option<Vec<_>>>()?.concat()
-        }
-        _ => return None,
+    let parts = match items(value) {
+        Some(objects) => objects.map(pairs).collect::<Option<Vec<_>>>()?.concat(),
+        None => pairs(value)?,
     };
     parts
         .iter()
@@ -211,22 +206,18 @@ fn headers(value: &Value) -> Option<Vec<(HeaderName, HeaderValue)>> {
 
 /// The entries of an object whose values are a string or an array of strings; sorted by key.
 fn pairs(value: &Value) -> Option<Vec<(String, String)>> {
-    let object = match value {
-        Value::Undefined => return Some(Vec::new()),
-        Value::Object(object) => object,
-        _ => return None,
-    };
+    if *value == Value::Undefined {
+        return Some(Vec::new());
+    }
+    let object = value.as_object().ok()?;
     let mut pairs = Vec::new();
     for (key, value) in object.iter_sorted() {
         let Value::String(key) = key else { return None };
-        match value {
-            Value::String(text) => pairs.push((key.to_string(), text.to_string())),
-            Value::Array(_) | Value::Set(_) => {
-                let texts = texts(value)?;
-                pairs.extend(texts.into_iter().map(|text| (key.to_string(), text)));
-            }
-            _ => return None,
-        }
+        let values = match items(value) {
+            Some(values) => values.map(text).collect::<Option<Vec<_>>>()?,
+            None => vec![text(value)?],
+        };
+        pairs.extend(values.into_iter().map(|value| (key.to_string(), value)));
     }
     Some(pairs)
 }
@@ -236,25 +227,25 @@ fn texts(value: &Value) -> Option<Vec<String>> {
     if *value == Value::Undefined {
         return Some(Vec::new());
     }
-    items(value)?.map(|item| item.as_string().ok().map(|text| text.to_string())).collect()
+    items(value)?.map(text).collect()
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_string().ok().map(ToString::to_string)
 }
 
 /// The elements of an array, or of a set, which is an array in JSON.
 fn items(value: &Value) -> Option<Box<dyn Iterator<Item = &Value> + '_>> {
-    match value {
-        Value::Array(array) => Some(Box::new(array.iter())),
-        Value::Set(set) => Some(Box::new(set.iter_sorted())),
-        _ => None,
+    if let Value::Set(set) = value {
+        return Some(Box::new(set.iter_sorted()));
     }
+    Some(Box::new(value.as_array().ok()?.iter()))
 }
 
 fn metadata(value: &Value) -> Option<serde_json::Map<String, serde_json::Value>> {
-    match value {
-        Value::Undefined => Some(serde_json::Map::new()),
-        Value::Object(_) => match serde_json::to_value(value).ok()? {
-            serde_json::Value::Object(object) => Some(object),
-            _ => None,
-        },
-        _ => None,
+    if *value == Value::Undefined {
+        return Some(serde_json::Map::new());
     }
+    value.as_object().ok()?;
+    serde_json::from_value(serde_json::to_value(value).ok()?).ok()
 }

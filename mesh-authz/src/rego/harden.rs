@@ -97,6 +97,7 @@ impl Pass {
     }
 
     /// Copies the code, instruction by instruction, with what each needs around it.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all other instructions stay as they are")]
     fn rewrite(&mut self) -> Result<(), RegoLoadError> {
         let mut comprehensions: Vec<Comprehension> = Vec::new();
         let mut opened = false;
@@ -225,7 +226,7 @@ impl Pass {
             }
             _ => None,
         };
-        let name = name.and_then(|name| name.as_string().ok()).map(|name| name.to_string());
+        let name = name.and_then(|name| name.as_string().ok()).map(ToString::to_string);
         let name = name.ok_or_else(|| broken("a host function without a name"))?;
         match builtins::link(&name) {
             Some(Link::Packed(_)) => self.call(&name, dest, &[arg]),

@@ -44,6 +44,8 @@
 
 mod builtins;
 mod check;
+#[cfg(test)]
+mod cross_check;
 mod decision;
 mod error;
 mod harden;

@@ -107,7 +107,7 @@ impl RegoPolicy {
             let thread = thread::Builder::new().name("rego-load".to_owned());
             let load = thread
                 .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, || load(modules, data, &options))
+                .spawn_scoped(scope, || load(modules, data, options))
                 .map_err(|_no_thread| failed("no thread to load on"))?;
             load.join().unwrap_or_else(|_panic| Err(failed("it panicked while loading")))
         })
@@ -123,15 +123,14 @@ impl RegoPolicy {
             Err(problem) => return RegoDecision::deny(RegoDenyReason::BadInput(*problem)),
         };
         // regorus forbids itself to panic; should it do so all the same, that is no allow.
-        catch_unwind(AssertUnwindSafe(|| self.evaluate(document, input.now_ns())))
-            .map(|answer| match answer {
-                Ok(answer) => RegoDecision::read(&answer),
-                Err(reason) => RegoDecision::deny(reason),
-            })
-            .unwrap_or_else(|_panic| RegoDecision::deny(RegoDenyReason::EvaluationError))
+        match catch_unwind(AssertUnwindSafe(|| self.evaluate(document, input.now_ns()))) {
+            Ok(Ok(answer)) => RegoDecision::read(&answer),
+            Ok(Err(reason)) => RegoDecision::deny(reason),
+            Err(_panic) => RegoDecision::deny(RegoDenyReason::EvaluationError),
+        }
     }
 
-    fn evaluate(&self, input: Value, now_ns: Value) -> Result<Value, RegoDenyReason> {
+    pub(super) fn evaluate(&self, input: Value, now_ns: Value) -> Result<Value, RegoDenyReason> {
         let mut vm = RegoVM::new();
         vm.set_max_instructions(self.instructions);
         vm.load_program(Arc::clone(&self.program));
@@ -151,6 +150,7 @@ impl fmt::Debug for RegoPolicy {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "all other errors are of evaluation")]
 fn reason(error: &VmError) -> RegoDenyReason {
     match error {
         VmError::MemoryLimitExceeded { usage, .. } => match Fault::carried(*usage) {
@@ -169,22 +169,22 @@ fn reason(error: &VmError) -> RegoDenyReason {
 fn load(
     modules: &[(&str, &str)],
     data: Option<serde_json::Value>,
-    options: &RegoOptions,
+    options: RegoOptions,
 ) -> Result<RegoPolicy, RegoLoadError> {
+    let RegoOptions { query, instructions, builtin_errors } = options;
     scan(modules)?;
     let mut engine = Engine::new();
     for (name, text) in modules {
         let added = engine.add_policy((*name).to_owned(), (*text).to_owned());
         added.map_err(|error| syntax(name, &error.to_string()))?;
     }
-    let called = check(engine.get_modules(), &options.query)?;
+    let called = check(engine.get_modules(), &query)?;
 
     let refused = |report: &str| {
         let (place, message) = split_report("policy", report);
         RegoLoadError::Compile { place, message }
     };
-    let query = options.query.as_str();
-    let policy = engine.compile_with_entrypoint(&query.into());
+    let policy = engine.compile_with_entrypoint(&query.as_str().into());
     let policy = policy.map_err(|error| refused(&error.to_string()))?;
     let host_functions: Vec<(&str, usize)> = called
         .iter()
@@ -194,19 +194,19 @@ fn load(
             Link::Native | Link::Operator => None,
         })
         .collect();
-    let program = Compiler::compile_from_policy_with_host_await(&policy, &[query], &host_functions);
+    let program =
+        Compiler::compile_from_policy_with_host_await(&policy, &[&query], &host_functions);
     let program = Arc::unwrap_or_clone(program.map_err(|error| refused(&error.to_string()))?);
-    let program = harden(program, options.builtin_errors)?;
+    let program = harden(program, builtin_errors)?;
 
     let data = data_document(data)?;
     program.check_rule_data_conflicts(&data).map_err(|_conflict| RegoLoadError::Data {
         message: "a value stands where the modules define a rule".to_owned(),
     })?;
-    let policy =
-        RegoPolicy { program: Arc::new(program), data, instructions: options.instructions };
+    let policy = RegoPolicy { program: Arc::new(program), data, instructions };
     // [SEC-REGO-6] A policy that needs more for nothing would never decide anything.
     if policy.decide(&RegoInput::empty()).reason() == Some(RegoDenyReason::LimitExceeded) {
-        return Err(RegoLoadError::ExceedsBudget { instructions: options.instructions });
+        return Err(RegoLoadError::ExceedsBudget { instructions });
     }
     Ok(policy)
 }
@@ -215,10 +215,11 @@ fn data_document(data: Option<serde_json::Value>) -> Result<Value, RegoLoadError
     let refused = |message: &str| RegoLoadError::Data { message: message.to_owned() };
     match data {
         None => Ok(Value::new_object()),
-        Some(object @ serde_json::Value::Object(_)) => match Value::from(object) {
-            Value::Undefined => Err(refused("it cannot be represented")),
-            document => Ok(document),
-        },
+        Some(data) if data.is_object() => {
+            let document = Value::from(data);
+            document.as_object().map_err(|_undefined| refused("it cannot be represented"))?;
+            Ok(document)
+        }
         Some(_) => Err(refused("it must be an object")),
     }
 }

@@ -35,7 +35,7 @@ pub struct RegoTicket(u64);
 /// The queue has no room: deny ([SEC-REGO-3]).
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("the queue of evaluations is full")]
-#[non_exhaustive]
+#[expect(clippy::exhaustive_structs, reason = "there is nothing more to say")]
 pub struct PoolFull;
 
 impl RegoPool {

@@ -14,7 +14,7 @@ pub const MAX_MODULE_BYTES: usize = 1 << 20;
 pub const MAX_NESTING: usize = 12;
 
 /// How many operators and references one expression may chain: each is a level of the tree.
-pub const MAX_OPERATORS: usize = 256;
+pub const MAX_OPERATORS: usize = 128;
 
 /// Checks size, nesting and operator chains of all modules.
 pub(super) fn scan(modules: &[(&str, &str)]) -> Result<(), RegoLoadError> {

@@ -67,13 +67,10 @@ fn is_zero(value: &Value) -> bool {
 
 /// Whether all numbers are small enough to calculate with.
 pub(super) fn check_size(numbers: &[Value]) -> Result<(), Fault> {
-    let small = numbers.iter().all(|value| match value {
-        Value::Number(number) => {
-            number.as_i128().is_some()
-                || !number.is_integer()
-                || number.as_big().is_none_or(|big| big.bits() <= MAX_NUMBER_BITS)
-        }
-        _ => true,
+    let small = numbers.iter().filter_map(|value| value.as_number().ok()).all(|number| {
+        number.as_i128().is_some()
+            || !number.is_integer()
+            || number.as_big().is_none_or(|big| big.bits() <= MAX_NUMBER_BITS)
     });
     if small { Ok(()) } else { Err(Fault::TooLarge) }
 }

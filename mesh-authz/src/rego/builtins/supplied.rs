@@ -69,8 +69,8 @@ pub(super) fn cidr_intersects(args: &[Value]) -> Result<Value, Fault> {
 }
 
 /// `net.cidr_is_valid(value)`.
-pub(super) fn cidr_is_valid(args: &[Value]) -> Result<Value, Fault> {
-    Ok(Value::Bool(text(args, 0).and_then(cidr).is_ok()))
+pub(super) fn cidr_is_valid(args: &[Value]) -> Value {
+    Value::Bool(text(args, 0).and_then(cidr).is_ok())
 }
 
 fn cidr(text: &str) -> Result<IpNet, Fault> {
@@ -84,9 +84,12 @@ fn net_or_address(text: &str) -> Result<IpNet, Fault> {
 
 /// `json.is_valid`.
 pub(super) fn json_is_valid(args: &[Value]) -> Result<Value, Fault> {
-    Ok(Value::Bool(text(args, 0).is_ok_and(|text| {
-        text.len() <= MAX_INPUT_BYTES && serde_json::from_str::<serde_json::Value>(text).is_ok()
-    })))
+    // What is no text is no JSON.
+    let text = text(args, 0).unwrap_or_default();
+    if text.len() > MAX_INPUT_BYTES {
+        return Err(Fault::TooLarge);
+    }
+    Ok(Value::Bool(serde_json::from_str::<serde_json::Value>(text).is_ok()))
 }
 
 /// `json.unmarshal`, within the limits of an input document. regorus' own would write out numbers

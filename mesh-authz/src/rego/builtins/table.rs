@@ -106,7 +106,10 @@ pub(super) static TABLE: &[Builtin] = &[
     native!("min", Few),
     ours!("net.cidr_contains", Link::Packed(2), |args| packed(supplied::cidr_contains, args)),
     ours!("net.cidr_intersects", Link::Packed(2), |args| packed(supplied::cidr_intersects, args)),
-    ours!("net.cidr_is_valid", Link::Packed(1), |args| packed(supplied::cidr_is_valid, args)),
+    ours!("net.cidr_is_valid", Link::Packed(1), |args| packed(
+        |args| Ok(supplied::cidr_is_valid(args)),
+        args
+    )),
     native!("numbers.range", Range),
     native!("numbers.range_step", Range),
     native!("object.filter", Few),
