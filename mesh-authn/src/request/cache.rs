@@ -26,7 +26,7 @@ const ENTRY_COST: u64 = 1024;
 
 /// Bytes hashed, from the token's end. These are signature, which nobody chooses freely, so that
 /// different tokens collide by chance only; and a collision costs one comparison.
-const HASHED_BYTES: usize = 64;
+const HASHED_BYTES: usize = 32;
 
 /// Accepted tokens by rule and text.
 pub(super) struct TokenCache {

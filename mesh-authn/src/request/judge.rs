@@ -205,7 +205,14 @@ impl<'a> Judge<'a> {
     /// An `Authorization` header that names Bearer, where a rule looks for `Bearer ` and finds
     /// no token ([SEM-STRICT-02]).
     fn has_odd_bearer(&self) -> bool {
-        if !extract::names_bearer(self.request.headers) {
+        let is_authorization = |place: &TokenPlace| match place {
+            TokenPlace::Header(name, _) => name == http::header::AUTHORIZATION,
+            TokenPlace::Param(_) | TokenPlace::Cookie(_) => false,
+        };
+        // A header that held an accepted token was spelled well enough.
+        if self.applied.iter().any(|used| is_authorization(used.place))
+            || !extract::names_bearer(self.request.headers)
+        {
             return false;
         }
         let places = self.of.rules.iter().flat_map(|rule| &rule.spec.places);
