@@ -1,1 +1,49 @@
 //! Workload identity, mutual TLS, JWT and policy on any hyper, axum or tonic service.
+//!
+//! A [`Mesh`] holds an identity, the trust bundles and the policies, all live. It guards a service
+//! ([`Mesh::serve`], or the [`MeshLayer`] around a router) and connects clients ([`Connector`]).
+//! Handlers find the verified caller in the request's extensions: [`Permit`].
+
+mod body;
+mod client;
+mod clock;
+mod connection;
+mod error;
+mod future;
+mod gather;
+mod guard;
+mod layer;
+mod mesh;
+mod observe;
+mod policies;
+mod record;
+mod refuse;
+#[cfg(feature = "rego")]
+mod rego;
+mod server;
+mod service;
+mod snapshot;
+mod telemetry;
+
+pub use mesh_authn as authn;
+pub use mesh_authz as authz;
+#[cfg(feature = "ca")]
+pub use mesh_ca as ca;
+pub use mesh_identity as identity;
+
+pub use body::{RequestBody, ResponseBody};
+pub use client::{ConnectError, Connector, MeshStream, ServerInfo};
+pub use clock::{Clock, SystemClock};
+pub use connection::{ConnectionInfo, Security, TlsFacts};
+pub use error::Error;
+pub use future::MeshFuture;
+pub use guard::Permit;
+pub use layer::MeshLayer;
+pub use mesh::{Mesh, MeshBuilder};
+pub use observe::{AccessEntry, ConnectionEvent, DecisionEvent, Observer, TracingObserver};
+pub use policies::Policies;
+#[cfg(feature = "rego")]
+pub use rego::RegoStage;
+pub use server::Limits;
+pub use service::MeshService;
+pub use telemetry::{RequestsTotal, Telemetry};

@@ -1,0 +1,184 @@
+//! The bodies that pass through the layer: read ahead for a policy, or answered by us.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+pin_project! {
+    /// A request's body as the inner service receives it: what a policy has read ahead, then the
+    /// rest. Nothing is lost and nothing comes twice.
+    #[derive(Debug)]
+    pub struct RequestBody<B> {
+        read_ahead: Option<Bytes>,
+        trailers: Option<HeaderMap>,
+        #[pin]
+        rest: B,
+    }
+}
+
+impl<B> RequestBody<B> {
+    /// A body nobody has read from.
+    pub(crate) fn untouched(rest: B) -> Self {
+        Self { read_ahead: None, trailers: None, rest }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> RequestBody<B> {
+    /// Reads until the end or until more than `limit` bytes are here.
+    ///
+    /// Returns what was read and whether that is all of the body; the inner service still gets
+    /// everything.
+    pub(crate) async fn read_ahead(&mut self, limit: usize) -> Result<(Bytes, bool), B::Error> {
+        let mut read = Vec::new();
+        let mut complete = false;
+        while read.len() <= limit {
+            let rest = Pin::new(&mut self.rest);
+            let frame = std::future::poll_fn({
+                let mut rest = rest;
+                move |cx| rest.as_mut().poll_frame(cx)
+            });
+            let Some(frame) = frame.await else {
+                complete = true;
+                break;
+            };
+            match frame?.into_data() {
+                Ok(data) => read.extend_from_slice(&data),
+                Err(other) => self.trailers = other.into_trailers().ok(),
+            }
+        }
+        let read = Bytes::from(read);
+        self.read_ahead = Some(read.clone()).filter(|read| !read.is_empty());
+        Ok((read, complete))
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.project();
+        if let Some(data) = this.read_ahead.take() {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        if let Some(trailers) = this.trailers.take() {
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        this.rest.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.read_ahead.is_none() && self.trailers.is_none() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let ahead = self.read_ahead.as_ref().map_or(0, Bytes::len);
+        let ahead = u64::try_from(ahead).unwrap_or(u64::MAX);
+        let rest = self.rest.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(ahead));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(ahead));
+        }
+        hint
+    }
+}
+
+pin_project! {
+    /// A response's body: the inner service's, or the few bytes of a refusal.
+    #[derive(Debug)]
+    pub struct ResponseBody<B> {
+        #[pin]
+        kind: Kind<B>,
+    }
+}
+
+pin_project! {
+    #[project = KindProjection]
+    #[derive(Debug)]
+    enum Kind<B> {
+        Inner { #[pin] body: B },
+        Refusal { text: Option<Bytes> },
+    }
+}
+
+impl<B> ResponseBody<B> {
+    /// The inner service's body.
+    pub(crate) fn inner(body: B) -> Self {
+        Self { kind: Kind::Inner { body } }
+    }
+
+    /// A body of ours; empty text is no body.
+    pub(crate) fn refusal(text: Bytes) -> Self {
+        Self { kind: Kind::Refusal { text: Some(text).filter(|text| !text.is_empty()) } }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().kind.project() {
+            KindProjection::Inner { body } => body.poll_frame(cx),
+            KindProjection::Refusal { text } => {
+                Poll::Ready(text.take().map(|t| Ok(Frame::data(t))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Inner { body } => body.is_end_stream(),
+            Kind::Refusal { text } => text.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Inner { body } => body.size_hint(),
+            Kind::Refusal { text } => {
+                let length = text.as_ref().map_or(0, Bytes::len);
+                SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Full, StreamBody};
+
+    use super::*;
+
+    /// What a policy read ahead reaches the handler in full, whole or cut ([SEC-HTTP-11]).
+    #[tokio::test]
+    async fn a_body_read_ahead_is_handed_on_in_full() {
+        for (limit, want) in [(0, ("ab", false)), (3, ("abcd", false)), (10, ("abcd", true))] {
+            let frames = ["ab", "cd"].map(|text| Ok::<_, std::io::Error>(Frame::data(text.into())));
+            let stream = StreamBody::new(futures_util::stream::iter(frames));
+            let mut body = RequestBody::untouched(stream);
+            let (read, complete) = body.read_ahead(limit).await.unwrap();
+            assert_eq!((std::str::from_utf8(&read).unwrap(), complete), want, "limit {limit}");
+            assert_eq!(body.collect().await.unwrap().to_bytes(), "abcd");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_length_of_a_body_read_ahead_is_kept() {
+        let mut body = RequestBody::untouched(Full::new(Bytes::from("abcd")));
+        body.read_ahead(10).await.unwrap();
+        assert_eq!(body.size_hint().exact(), Some(4));
+        assert!(!body.is_end_stream());
+    }
+}

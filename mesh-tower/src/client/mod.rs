@@ -1,0 +1,222 @@
+//! The client side: connect to a service of the mesh and prove who it is before a byte is sent.
+
+mod stream;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use mesh_authn::peer::{ClientProtocol, ClientTls, ExpectedServer, PeerError, TlsError};
+use mesh_identity::VerifiedPeer;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tower_service::Service;
+
+use crate::clock::RustlsClock;
+use crate::mesh::Mesh;
+pub use stream::MeshStream;
+
+/// From the first packet to a finished handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connects HTTP clients to services of the mesh over mutual TLS.
+///
+/// It is a tower service from [`Uri`] to a stream, as hyper-util's client takes it. Each host of a
+/// URI must have been declared with the identities it may have: there is no "any" ([SEC-TLS-5]).
+/// A rotated identity or bundle counts for the next connection.
+#[derive(Clone)]
+pub struct Connector {
+    mesh: Mesh,
+    protocol: ClientProtocol,
+    services: Arc<HashMap<String, Arc<Destination>>>,
+}
+
+/// Where a service listens and who must answer there.
+struct Destination {
+    address: SocketAddr,
+    expected: ExpectedServer,
+    /// The TLS settings for one generation of the mesh, made at the first connection.
+    tls: Mutex<Option<(u64, ClientTls)>>,
+}
+
+/// What is known about a connection's server; hyper-util hands it out with each response.
+#[derive(Clone, Debug)]
+pub struct ServerInfo {
+    peer: VerifiedPeer,
+    alpn: Option<Vec<u8>>,
+    version: Option<rustls::ProtocolVersion>,
+}
+
+impl ServerInfo {
+    /// The verified server.
+    #[must_use]
+    pub fn peer(&self) -> &VerifiedPeer {
+        &self.peer
+    }
+
+    /// The protocol agreed on.
+    #[must_use]
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.alpn.as_deref()
+    }
+
+    /// The TLS version agreed on.
+    #[must_use]
+    pub fn version(&self) -> Option<rustls::ProtocolVersion> {
+        self.version
+    }
+}
+
+/// Why a connection to a service did not come about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The TCP connection failed.
+    #[error("cannot connect: {0}")]
+    Connect(#[source] io::Error),
+
+    /// The deadline passed.
+    #[error("connecting took longer than {} s", CONNECT_TIMEOUT.as_secs())]
+    Deadline,
+
+    /// The server finished the handshake but is not who was expected.
+    #[error("server is not verified: {0}")]
+    Server(#[source] PeerError),
+
+    /// The handshake failed.
+    #[error("TLS handshake failed: {0}")]
+    Tls(#[source] io::Error),
+
+    /// TLS cannot be set up with the identity and bundles in force.
+    #[error("TLS: {0}")]
+    TlsSetup(#[source] TlsError),
+
+    /// The URI names a host that was not declared.
+    #[error("host is not a declared service of the mesh; declare it with Connector::service")]
+    UnknownService,
+}
+
+impl ConnectError {
+    /// Tells a server that was refused from any other failure.
+    fn of_handshake(error: io::Error) -> Self {
+        let refusal = error.get_ref().and_then(|inner| PeerError::of_handshake(inner));
+        refusal.map_or(Self::Tls(error), Self::Server)
+    }
+}
+
+impl Connector {
+    /// A connector that knows no service yet, with the mesh's identity.
+    #[must_use]
+    pub fn new(mesh: Mesh) -> Self {
+        Self { mesh, protocol: ClientProtocol::default(), services: Arc::default() }
+    }
+
+    /// Declares a service: the host of its URIs, where it listens, and who must answer there.
+    #[must_use]
+    pub fn service(
+        mut self,
+        host: impl Into<String>,
+        address: SocketAddr,
+        expected: &ExpectedServer,
+    ) -> Self {
+        let destination = Destination::new(address, expected);
+        let mut services = HashMap::clone(&self.services);
+        services.insert(host.into(), Arc::new(destination));
+        self.services = Arc::new(services);
+        self
+    }
+
+    /// Speaks only one version of HTTP.
+    #[must_use]
+    pub fn protocol(mut self, protocol: ClientProtocol) -> Self {
+        self.protocol = protocol;
+        // Settings that were made for another protocol are not used.
+        let fresh = |one: &Arc<Destination>| Arc::new(Destination::new(one.address, &one.expected));
+        let services = self.services.iter().map(|(host, one)| (host.clone(), fresh(one)));
+        self.services = Arc::new(services.collect());
+        self
+    }
+
+    async fn connect(self, uri: Uri) -> Result<MeshStream, ConnectError> {
+        let host = uri.host().unwrap_or_default();
+        let destination = self.services.get(host).ok_or(ConnectError::UnknownService)?;
+        let handshake = self.handshake(destination);
+        timeout(CONNECT_TIMEOUT, handshake).await.unwrap_or(Err(ConnectError::Deadline))
+    }
+
+    async fn handshake(&self, destination: &Destination) -> Result<MeshStream, ConnectError> {
+        let tls = destination.tls(&self.mesh, self.protocol).map_err(ConnectError::TlsSetup)?;
+        let stream =
+            TcpStream::connect(destination.address).await.map_err(ConnectError::Connect)?;
+        stream.set_nodelay(true).map_err(ConnectError::Connect)?;
+        // SPIFFE looks at the identity, not at the name; an address sends no server name.
+        let name = ServerName::IpAddress(destination.address.ip().into());
+        let stream = TlsConnector::from(tls.config())
+            .connect(name, stream)
+            .await
+            .map_err(ConnectError::of_handshake)?;
+        let connection = stream.get_ref().1;
+        let peer =
+            tls.verified_peer(connection, self.mesh.clock().now()).map_err(ConnectError::Server)?;
+        let info = ServerInfo {
+            peer,
+            alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
+            version: connection.protocol_version(),
+        };
+        Ok(MeshStream::new(stream, info))
+    }
+}
+
+impl Destination {
+    fn new(address: SocketAddr, expected: &ExpectedServer) -> Self {
+        Self { address, expected: expected.clone(), tls: Mutex::new(None) }
+    }
+
+    /// The settings for the mesh's current identity and trust; made anew after a change.
+    fn tls(&self, mesh: &Mesh, protocol: ClientProtocol) -> Result<ClientTls, TlsError> {
+        let snapshot = mesh.snapshot();
+        let mut held = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((generation, tls)) = held.as_ref()
+            && *generation == snapshot.generation
+        {
+            return Ok(tls.clone());
+        }
+        let time = Arc::new(RustlsClock(mesh.shared_clock()));
+        let tls = ClientTls::builder(Arc::clone(&snapshot.provider), time)
+            .identity(Arc::clone(&snapshot.svid))
+            .trust(Arc::clone(&snapshot.bundles))
+            .expect_server(self.expected.clone())
+            .protocol(protocol)
+            .build()?;
+        *held = Some((snapshot.generation, tls.clone()));
+        Ok(tls)
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = MeshStream;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<MeshStream, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(self.clone().connect(uri))
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").field("services", &self.services.keys()).finish_non_exhaustive()
+    }
+}

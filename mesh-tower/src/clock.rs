@@ -1,0 +1,41 @@
+//! The one place that reads a clock; everything else takes the time as an argument.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use rustls::pki_types::UnixTime;
+use rustls::time_provider::TimeProvider;
+
+/// Where wall-clock time comes from. Tests inject their own.
+pub trait Clock: Debug + Send + Sync + 'static {
+    /// The time now.
+    fn now(&self) -> UnixTime;
+}
+
+/// The operating system's clock.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "a unit struct is written by its name")]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    fn now(&self) -> UnixTime {
+        UnixTime::now()
+    }
+}
+
+/// Hands our clock to rustls, so that certificates are judged by the same time as tokens.
+#[derive(Clone, Debug)]
+pub(crate) struct RustlsClock(pub(crate) Arc<dyn Clock>);
+
+impl TimeProvider for RustlsClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.0.now())
+    }
+}
+
+/// The monotonic clock, for durations.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
+pub(crate) fn monotonic() -> std::time::Instant {
+    std::time::Instant::now()
+}

@@ -1,0 +1,103 @@
+//! What is known about the connection a request came on.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh_identity::VerifiedPeer;
+
+/// The facts of one accepted connection; the acceptor puts it into each request's extensions.
+///
+/// Handlers read it to know the caller. Only this crate's acceptor makes one: it is proof that
+/// the request came through it ([SEC-HTTP-13]).
+#[derive(Clone)]
+pub struct ConnectionInfo {
+    facts: Arc<Facts>,
+}
+
+struct Facts {
+    peer_address: SocketAddr,
+    local_address: SocketAddr,
+    security: Security,
+}
+
+/// How a connection is secured.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "a connection is one or the other, nothing between")]
+pub enum Security {
+    /// Mutual TLS, the peer proven.
+    MutualTls(TlsFacts),
+    /// Plain text, no identity at all ([SEC-TLS-8]).
+    Plaintext,
+}
+
+/// What the TLS handshake settled.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct TlsFacts {
+    /// Who is on the other end.
+    pub peer: VerifiedPeer,
+    /// The server name the client asked for, as it was sent.
+    pub server_name: Option<String>,
+    /// The protocol agreed on, such as `h2`.
+    pub alpn: Option<Vec<u8>>,
+    /// The TLS version, such as `TLSv1_3`.
+    pub version: Option<rustls::ProtocolVersion>,
+}
+
+impl ConnectionInfo {
+    pub(crate) fn new(
+        peer_address: SocketAddr,
+        local_address: SocketAddr,
+        security: Security,
+    ) -> Self {
+        // [SEM-AUTHZ-30] A dual-stack listener shows IPv4 peers as mapped IPv6 addresses.
+        let plain = |mut address: SocketAddr| {
+            address.set_ip(address.ip().to_canonical());
+            address
+        };
+        let (peer_address, local_address) = (plain(peer_address), plain(local_address));
+        Self { facts: Arc::new(Facts { peer_address, local_address, security }) }
+    }
+
+    /// The verified workload on the other end; nothing on plain text.
+    #[must_use]
+    pub fn peer(&self) -> Option<&VerifiedPeer> {
+        self.tls().map(|tls| &tls.peer)
+    }
+
+    /// What the handshake settled; nothing on plain text.
+    #[must_use]
+    pub fn tls(&self) -> Option<&TlsFacts> {
+        match &self.facts.security {
+            Security::MutualTls(tls) => Some(tls),
+            Security::Plaintext => None,
+        }
+    }
+
+    pub(crate) fn security(&self) -> &Security {
+        &self.facts.security
+    }
+
+    /// The socket address of the peer.
+    #[must_use]
+    pub fn peer_address(&self) -> SocketAddr {
+        self.facts.peer_address
+    }
+
+    /// The address the peer connected to.
+    #[must_use]
+    pub fn local_address(&self) -> SocketAddr {
+        self.facts.local_address
+    }
+}
+
+impl fmt::Debug for ConnectionInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionInfo")
+            .field("peer_address", &self.facts.peer_address)
+            .field("local_address", &self.facts.local_address)
+            .field("security", &self.facts.security)
+            .finish()
+    }
+}

@@ -1,0 +1,81 @@
+//! The future of a guarded request: the inner service's, or an answer of ours.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::Response;
+use http_body::Body;
+use pin_project_lite::pin_project;
+
+use crate::body::ResponseBody;
+use crate::record::Record;
+
+type Answer<R, E> = Result<Response<ResponseBody<R>>, E>;
+
+pin_project! {
+    /// The future of [`crate::MeshService`].
+    pub struct MeshFuture<F, R, E> {
+        #[pin]
+        state: State<F, R, E>,
+    }
+}
+
+pin_project! {
+    #[project = Projection]
+    enum State<F, R, E> {
+        /// Admitted: the inner service is answering.
+        Inner { #[pin] future: F, record: Option<Record> },
+        /// Refused: the answer is here.
+        Refused { response: Option<Response<ResponseBody<R>>> },
+        /// A policy has to wait for something before the inner service is called.
+        Asking { future: Pin<Box<dyn Future<Output = Answer<R, E>> + Send>> },
+    }
+}
+
+impl<F, R, E> MeshFuture<F, R, E> {
+    pub(crate) fn inner(future: F, record: Record) -> Self {
+        Self { state: State::Inner { future, record: Some(record) } }
+    }
+
+    pub(crate) fn refused(response: Response<ResponseBody<R>>) -> Self {
+        Self { state: State::Refused { response: Some(response) } }
+    }
+
+    #[cfg(feature = "rego")]
+    pub(crate) fn asking(future: Pin<Box<dyn Future<Output = Answer<R, E>> + Send>>) -> Self {
+        Self { state: State::Asking { future } }
+    }
+}
+
+impl<F, R, E> Future for MeshFuture<F, R, E>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+    R: Body<Data = Bytes>,
+{
+    type Output = Answer<R, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            Projection::Inner { future, record } => {
+                let response = ready!(future.poll(cx))?.map(ResponseBody::inner);
+                if let Some(record) = record.take() {
+                    record.answered(&response);
+                }
+                Poll::Ready(Ok(response))
+            }
+            // A future is not polled again after it was ready; if it is, it stays pending.
+            Projection::Refused { response } => {
+                response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
+            }
+            Projection::Asking { future } => future.as_mut().poll(cx),
+        }
+    }
+}
+
+impl<F, R, E> fmt::Debug for MeshFuture<F, R, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshFuture").finish_non_exhaustive()
+    }
+}

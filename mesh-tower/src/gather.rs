@@ -1,0 +1,124 @@
+//! From an HTTP head to facts: one host, one path, no identity from headers.
+//!
+//! What is judged here is what the inner service receives: the path is rewritten before any policy
+//! sees it, and a request that could be read in two ways is refused.
+
+use http::header::{HOST, HeaderName};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Method, Uri};
+use mesh_authz::Scope;
+
+use crate::refuse::Refusal;
+
+/// Set by proxies to say who the client is; from the network it is a claim, not a fact
+/// ([SEC-HTTP-6], [SEC-TLS-8]).
+const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// The authority a request names. Cheap to clone: both forms share their bytes.
+#[derive(Clone, Debug)]
+pub(crate) enum Host {
+    /// `:authority`, or an absolute-form target.
+    Target(Authority),
+    /// The `Host` header.
+    Header(HeaderValue),
+}
+
+impl Host {
+    /// The text as it was sent, port included.
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Target(authority) => authority.as_str(),
+            Self::Header(value) => value.to_str().unwrap_or_default(),
+        }
+    }
+}
+
+/// Makes the request unambiguous in place: removes claimed identity, rewrites the path.
+pub(crate) fn normalize(parts: &mut Parts, scope: &Scope) -> Result<Host, Refusal> {
+    parts.headers.remove(FORWARDED_CLIENT_CERT);
+    let host = host(parts)?;
+    check_method(&parts.method)?;
+    normalize_path(parts, scope)?;
+    Ok(host)
+}
+
+/// [SEC-HTTP-5] One host: several `Host` headers, or one that differs from the target, are refused.
+fn host(parts: &Parts) -> Result<Host, Refusal> {
+    let mut headers = parts.headers.get_all(HOST).iter();
+    let header = headers.next();
+    if headers.next().is_some() {
+        return Err(Refusal::malformed("several host headers"));
+    }
+    let host = match (parts.uri.authority(), header) {
+        (Some(target), Some(header)) => {
+            if !header.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes()) {
+                return Err(Refusal::malformed("host header and target differ"));
+            }
+            Host::Target(target.clone())
+        }
+        (Some(target), None) => Host::Target(target.clone()),
+        (None, Some(header)) => Host::Header(header.clone()),
+        (None, None) => return Err(Refusal::malformed("no host")),
+    };
+    let text = host.as_str();
+    let strange =
+        |c: char| !c.is_ascii_graphic() || matches!(c, '@' | ',' | '/' | '?' | '#' | '\\');
+    if text.is_empty() || text.contains(strange) {
+        return Err(Refusal::malformed("host is not a host"));
+    }
+    Ok(host)
+}
+
+/// [SEM-STRICT-11] `get` is not `GET`, and no honest client sends it.
+fn check_method(method: &Method) -> Result<(), Refusal> {
+    if method.as_str().bytes().any(|byte| byte.is_ascii_lowercase()) {
+        return Err(Refusal::malformed("method has lower-case letters"));
+    }
+    Ok(())
+}
+
+/// [SEC-HTTP-1], [SEC-HTTP-3] One path: what policies judge is what the inner service routes by.
+fn normalize_path(parts: &mut Parts, scope: &Scope) -> Result<(), Refusal> {
+    let Some(sent) = parts.uri.path_and_query() else {
+        // [SEM-AUTHZ-70] Only CONNECT has no path.
+        return if parts.method == Method::CONNECT {
+            Ok(())
+        } else {
+            Err(Refusal::malformed("no path"))
+        };
+    };
+    if parts.method == Method::CONNECT && parts.uri.scheme().is_none() {
+        return Ok(());
+    }
+    if sent.as_str() == "*" && parts.method == Method::OPTIONS {
+        return Ok(());
+    }
+    if !sent.as_str().starts_with('/') {
+        return Err(Refusal::malformed("path does not begin with a slash"));
+    }
+    let Ok(normal) = scope.normalize(sent.as_str().as_bytes()) else {
+        return Err(Refusal::malformed("path cannot be normalized"));
+    };
+    if !normal.is_changed(sent.as_str().as_bytes()) {
+        return Ok(());
+    }
+    // A route inside the router was chosen by the raw path; judging another one would be a lie.
+    #[cfg(feature = "axum")]
+    if parts.extensions.get::<axum::extract::MatchedPath>().is_some() {
+        return Err(Refusal::malformed("path is not normal, and routing has happened"));
+    }
+    let Ok(normal) = PathAndQuery::try_from(normal.as_bytes()) else {
+        return Err(Refusal::malformed("normalized path is not a path"));
+    };
+    set_path(&mut parts.uri, normal)
+}
+
+/// Replaces path and query, keeping scheme and authority.
+pub(crate) fn set_path(uri: &mut Uri, path: PathAndQuery) -> Result<(), Refusal> {
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = Some(path);
+    *uri = Uri::from_parts(parts)
+        .map_err(|_detail| Refusal::malformed("normalized path does not fit its target"))?;
+    Ok(())
+}

@@ -1,0 +1,324 @@
+//! The handle a program holds: live configuration, swapped whole, last good kept.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use mesh_authn::request::TokenOptions;
+use mesh_authz::{PathNormalization, Semantics, XffTrust};
+use mesh_identity::{BundleSet, MeshSettings, Workload, X509Svid};
+use rustls::crypto::CryptoProvider;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tower_layer::Layer as _;
+use tower_service::Service;
+
+use crate::RequestBody;
+use crate::clock::{Clock, SystemClock};
+use crate::error::Error;
+use crate::layer::MeshLayer;
+use crate::observe::{ConnectionEvent, Observer, TracingObserver};
+use crate::policies::Policies;
+use crate::server::{self, Limits};
+use crate::snapshot::{Inputs, Snapshot};
+use crate::telemetry::Telemetry;
+
+/// What guards a service: identity, policies and everything derived from them, live.
+///
+/// Cloning shares it. Each change compiles a new snapshot and swaps it in whole; a change that does
+/// not compile is refused, and the last good configuration stays in force ([SEC-OPS-2]).
+#[derive(Clone)]
+pub struct Mesh {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// What the current snapshot was compiled from; the lock serializes changes.
+    inputs: Mutex<Inputs>,
+    current: ArcSwap<Snapshot>,
+    changes: watch::Sender<u64>,
+    last_error: Mutex<Option<String>>,
+    clock: Arc<dyn Clock>,
+    limits: Limits,
+    observer: Arc<dyn Observer>,
+    telemetry: Telemetry,
+}
+
+impl Mesh {
+    /// Begins a configuration for a workload of a mesh.
+    pub fn builder(workload: Workload, settings: MeshSettings) -> MeshBuilder {
+        MeshBuilder {
+            workload,
+            settings,
+            semantics: Semantics::strict(),
+            tokens: TokenOptions::strict(),
+            paths: PathNormalization::Base,
+            forwarded: XffTrust::Nobody,
+            clock: Arc::new(SystemClock),
+            provider: Arc::new(rustls::crypto::ring::default_provider()),
+            limits: Limits::default(),
+            observer: Arc::new(TracingObserver),
+        }
+    }
+
+    /// Replaces all policies; in force for the next connection and the next request.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be compiled for this workload. The policies in force stay.
+    pub fn set_policies(&self, policies: Policies) -> Result<(), Error> {
+        self.change(|inputs| inputs.policies = policies)
+    }
+
+    /// Replaces identity and trust together, as a rotation delivers them.
+    ///
+    /// New handshakes use them at once. Open connections whose peer the new bundles no longer
+    /// vouch for are drained ([SEC-TLS-13]).
+    ///
+    /// # Errors
+    ///
+    /// A certificate and key that rustls cannot use. What is in force stays.
+    pub fn set_identity(&self, svid: Arc<X509Svid>, bundles: Arc<BundleSet>) -> Result<(), Error> {
+        self.change(|inputs| {
+            inputs.svid = svid;
+            inputs.bundles = bundles;
+        })
+    }
+
+    /// Sets, replaces or removes the Rego policy that is asked after token verification.
+    #[cfg(feature = "rego")]
+    pub fn set_rego(&self, policy: Option<crate::RegoStage>) {
+        let set = self.change(|inputs| inputs.rego = policy.map(Arc::new));
+        debug_assert!(set.is_ok(), "Rego is compiled already; nothing else has changed");
+    }
+
+    /// The layer that guards a service. Put it around the router, not inside: see [`MeshLayer`].
+    #[must_use]
+    pub fn layer(&self) -> MeshLayer {
+        MeshLayer::new(self.clone())
+    }
+
+    /// Serves a router or any other HTTP service behind the mesh until `shutdown` resolves, then
+    /// drains.
+    ///
+    /// The service sees only requests that every policy has admitted, with the normalized path.
+    ///
+    /// # Errors
+    ///
+    /// When the listener has no local address. Failures of single connections never end it.
+    pub async fn serve<S, B>(
+        &self,
+        listener: TcpListener,
+        service: S,
+        shutdown: impl Future<Output = ()>,
+    ) -> io::Result<()>
+    where
+        S: Service<Request<RequestBody<Incoming>>, Response = Response<B>>,
+        S::Error: Into<Box<dyn StdError + Send + Sync>>,
+        S: Clone + Send + 'static,
+        S::Future: Send,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        let guarded = self.layer().layer(service);
+        server::serve(listener, self.clone(), guarded, shutdown).await
+    }
+
+    /// Why the last change was refused; nothing when it was taken.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The number of the configuration in force; it grows with every change that was taken.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.snapshot().generation
+    }
+
+    /// Counters of what was decided and answered.
+    #[must_use]
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.shared.telemetry
+    }
+
+    /// Compiles the changed inputs and swaps the result in, or keeps everything as it is.
+    fn change(&self, edit: impl FnOnce(&mut Inputs)) -> Result<(), Error> {
+        let mut inputs = self.shared.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut edited = inputs.clone();
+        edit(&mut edited);
+        let generation = self.snapshot().generation.saturating_add(1);
+        let compiled = Snapshot::compile(&edited, generation);
+        let mut last_error = self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        match compiled {
+            Ok(snapshot) => {
+                *inputs = edited;
+                *last_error = None;
+                self.shared.current.store(Arc::new(snapshot));
+                self.shared.changes.send_replace(generation);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "configuration refused; the last good one stays");
+                *last_error = Some(error.to_string());
+                self.shared.telemetry.count_refused_configuration();
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.current.load_full()
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        self.shared.clock.as_ref()
+    }
+
+    pub(crate) fn shared_clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.shared.clock)
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    pub(crate) fn observer(&self) -> &dyn Observer {
+        self.shared.observer.as_ref()
+    }
+
+    pub(crate) fn observe_refused_connection(&self, peer: SocketAddr, why: &dyn fmt::Display) {
+        self.shared.telemetry.count_refused_connection();
+        let reason = why.to_string();
+        self.observer().connection_refused(&ConnectionEvent { peer, reason });
+    }
+}
+
+impl fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let snapshot = self.snapshot();
+        f.debug_struct("Mesh")
+            .field("generation", &snapshot.generation)
+            .field("identity", snapshot.svid.id())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Settings of a [`Mesh`] before it has identity and policies. The defaults are the strict ones.
+#[derive(Debug)]
+#[must_use = "call `build`"]
+pub struct MeshBuilder {
+    workload: Workload,
+    settings: MeshSettings,
+    semantics: Semantics,
+    tokens: TokenOptions,
+    paths: PathNormalization,
+    forwarded: XffTrust,
+    clock: Arc<dyn Clock>,
+    provider: Arc<CryptoProvider>,
+    limits: Limits,
+    observer: Arc<dyn Observer>,
+}
+
+impl MeshBuilder {
+    /// How policies are judged: strict by default, `Semantics::istio()` for Envoy's answers.
+    pub fn semantics(mut self, semantics: Semantics) -> Self {
+        self.semantics = semantics;
+        self
+    }
+
+    /// Which tolerances tokens get: none by default.
+    pub fn token_options(mut self, tokens: TokenOptions) -> Self {
+        self.tokens = tokens;
+        self
+    }
+
+    /// How paths are normalized (`pathNormalization` of Istio's mesh configuration).
+    pub fn path_normalization(mut self, paths: PathNormalization) -> Self {
+        self.paths = paths;
+        self
+    }
+
+    /// Whose `x-forwarded-for` is believed: nobody's by default ([SEC-AUTHZ-8]).
+    pub fn forwarded_for(mut self, trust: XffTrust) -> Self {
+        self.forwarded = trust;
+        self
+    }
+
+    /// The clock that certificates and tokens are judged by.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// The cryptography of TLS: ring by default, any rustls provider otherwise.
+    pub fn crypto_provider(mut self, provider: Arc<CryptoProvider>) -> Self {
+        self.provider = provider;
+        self
+    }
+
+    /// What one client may cost.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Who is told of decisions and refusals.
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    /// Starts with an identity, the trust bundles and the policies: nothing is served before all
+    /// three are there ([SEC-OPS-3]).
+    ///
+    /// # Errors
+    ///
+    /// Whatever of the three cannot be used or compiled.
+    pub fn build(
+        self,
+        svid: Arc<X509Svid>,
+        bundles: Arc<BundleSet>,
+        policies: Policies,
+    ) -> Result<Mesh, Error> {
+        let inputs = Inputs {
+            workload: self.workload,
+            settings: self.settings,
+            semantics: self.semantics,
+            tokens: self.tokens,
+            paths: self.paths,
+            forwarded: self.forwarded,
+            clock: Arc::clone(&self.clock),
+            provider: self.provider,
+            svid,
+            bundles,
+            policies,
+            #[cfg(feature = "rego")]
+            rego: None,
+        };
+        let snapshot = Snapshot::compile(&inputs, 1)?;
+        let (changes, _) = watch::channel(1);
+        let shared = Shared {
+            inputs: Mutex::new(inputs),
+            current: ArcSwap::from_pointee(snapshot),
+            changes,
+            last_error: Mutex::new(None),
+            clock: self.clock,
+            limits: self.limits,
+            observer: self.observer,
+            telemetry: Telemetry::default(),
+        };
+        Ok(Mesh { shared: Arc::new(shared) })
+    }
+}

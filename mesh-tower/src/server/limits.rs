@@ -1,0 +1,41 @@
+//! What one client may cost the server ([SEC-TLS-14], [SEC-HTTP-14], [SEC-HTTP-15]).
+
+use std::time::Duration;
+
+/// Deadlines and bounds of the accept loop. The defaults suit a service that faces strangers.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Limits {
+    /// From accept to a finished handshake, first byte included.
+    pub handshake: Duration,
+    /// From the first wish to read a request's head to its end; an idle keep-alive connection is
+    /// closed after it, too.
+    pub request_head: Duration,
+    /// For a policy that reads ahead in a request's body.
+    pub body_read_ahead: Duration,
+    /// From the wish to end a connection to its forced end.
+    pub drain: Duration,
+    /// Handshakes in flight; the oldest is dropped for one more.
+    pub handshakes: usize,
+    /// Bytes of a request's head, decoded.
+    pub head_bytes: u32,
+    /// Header fields of a request.
+    pub headers: usize,
+    /// Streams of one HTTP/2 connection.
+    pub streams: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            request_head: Duration::from_secs(10),
+            body_read_ahead: Duration::from_secs(10),
+            drain: Duration::from_secs(5),
+            handshakes: 1024,
+            head_bytes: 16 * 1024,
+            headers: 100,
+            streams: 100,
+        }
+    }
+}

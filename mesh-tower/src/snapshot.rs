@@ -1,0 +1,91 @@
+//! One immutable configuration: everything a connection or request is judged by.
+
+use std::sync::Arc;
+
+use mesh_authn::peer::{PeerModes, ServerTls};
+use mesh_authn::request::{KeySets, RequestAuthenticator, TokenOptions};
+use mesh_authz::{PathNormalization, PolicySet, Scope, Semantics, Transport, XffTrust};
+use mesh_identity::x509::{Role, SvidError, verify_svid};
+use mesh_identity::{BundleSet, MeshSettings, VerifiedPeer, Workload, X509Svid};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::UnixTime;
+
+use crate::clock::{Clock, RustlsClock};
+use crate::error::Error;
+use crate::policies::Policies;
+
+/// What a snapshot is compiled from.
+#[derive(Clone, Debug)]
+pub(crate) struct Inputs {
+    pub(crate) workload: Workload,
+    pub(crate) settings: MeshSettings,
+    pub(crate) semantics: Semantics,
+    pub(crate) tokens: TokenOptions,
+    pub(crate) paths: PathNormalization,
+    pub(crate) forwarded: XffTrust,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) provider: Arc<CryptoProvider>,
+    pub(crate) svid: Arc<X509Svid>,
+    pub(crate) bundles: Arc<BundleSet>,
+    pub(crate) policies: Policies,
+    #[cfg(feature = "rego")]
+    pub(crate) rego: Option<Arc<crate::RegoStage>>,
+}
+
+/// Everything derived from one set of inputs. A request loads it once and is decided by it alone.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) generation: u64,
+    pub(crate) scope: Scope,
+    pub(crate) forwarded: XffTrust,
+    pub(crate) modes: PeerModes,
+    pub(crate) server_tls: ServerTls,
+    pub(crate) svid: Arc<X509Svid>,
+    pub(crate) bundles: Arc<BundleSet>,
+    pub(crate) provider: Arc<CryptoProvider>,
+    pub(crate) tokens: RequestAuthenticator,
+    pub(crate) policies: PolicySet,
+    #[cfg(feature = "rego")]
+    pub(crate) rego: Option<Arc<crate::RegoStage>>,
+}
+
+impl Snapshot {
+    /// Compiles all of it, or nothing: a snapshot never shows half of a change.
+    pub(crate) fn compile(inputs: &Inputs, generation: u64) -> Result<Self, Error> {
+        let Inputs { workload, settings, policies, .. } = inputs;
+        let time = Arc::new(RustlsClock(Arc::clone(&inputs.clock)));
+        let server_tls = ServerTls::builder(Arc::clone(&inputs.provider), time)
+            .identity(Arc::clone(&inputs.svid))
+            .trust(Arc::clone(&inputs.bundles))
+            .build()?;
+        let scope = Scope::new(workload.clone(), settings.clone())
+            .with_semantics(inputs.semantics)
+            .with_path_normalization(inputs.paths);
+        Ok(Self {
+            generation,
+            forwarded: inputs.forwarded.clone(),
+            modes: PeerModes::compile(&policies.peer, workload, settings),
+            server_tls,
+            svid: Arc::clone(&inputs.svid),
+            bundles: Arc::clone(&inputs.bundles),
+            provider: Arc::clone(&inputs.provider),
+            tokens: RequestAuthenticator::compile(
+                &policies.request,
+                workload,
+                settings,
+                inputs.tokens.clone(),
+                &KeySets::default(),
+            )?,
+            policies: PolicySet::compile(&policies.authorization, &scope, Transport::Http)?,
+            scope,
+            #[cfg(feature = "rego")]
+            rego: inputs.rego.clone(),
+        })
+    }
+
+    /// Whether the chain of an open connection's peer still verifies ([SEC-TLS-13]).
+    pub(crate) fn recheck_peer(&self, peer: &VerifiedPeer, now: UnixTime) -> Result<(), SvidError> {
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_svid(peer.chain(), &self.bundles, now, Role::Client, algorithms).map(|_| ())
+    }
+}
