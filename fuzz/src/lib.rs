@@ -1,1 +1,18 @@
-//! fuzz.
+//! Fuzz targets: one function each, called by libFuzzer (`targets/`) and, with the seeds of
+//! `corpus/`, by `cargo test`.
+//!
+//! A target has an opinion: it compares with a second implementation or checks a property, and
+//! does not only wait for a panic.
+
+mod identity;
+mod policy;
+
+pub use identity::spiffe_id;
+pub use policy::{path, policy_text};
+
+/// A target's name, which is also the name of its folder of seeds, and what it does with one.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: &[Target] =
+    &[("path", path), ("policy_text", policy_text), ("spiffe_id", spiffe_id)];
