@@ -9,15 +9,18 @@ use axum::Router;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mesh_tower::authn::peer::{ClientProtocol, ExpectedServer};
-use mesh_tower::authn::request::{TokenOptions, Tolerance};
+use mesh_tower::authn::request::{RefreshPolicy, TokenOptions, Tolerance};
 use mesh_tower::authz::rego::{RegoOptions, RegoPolicy, RegoPool};
 use mesh_tower::authz::{Semantics, StrictRule};
 use mesh_tower::ca::Authority;
 use mesh_tower::identity::{
     BundleSet, MeshSettings, SpiffeId, TrustBundle, TrustDomain, Workload, X509Svid,
 };
-use mesh_tower::{Clock, Connector, Limits, Mesh, Policies, RegoStage, SystemClock};
+use mesh_tower::{
+    Clock, Connector, HttpKeyFetcher, KeyFetcher, Limits, Mesh, Policies, RegoStage, SystemClock,
+};
 use rcgen::{CertificateParams, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 
@@ -97,6 +100,7 @@ impl World {
             let diary = Diary::default();
             let caller = Caller::new(connector(&mesh, &addresses)?);
             let router = router(service, diary.clone(), caller);
+            tokio::spawn(mesh.clone().keep_keys_fresh(fetcher()?, RefreshPolicy::default()));
             let serving = mesh.clone();
             tokio::spawn(
                 async move { serving.serve(listener, router, std::future::pending()).await },
@@ -442,6 +446,12 @@ fn mesh(
         .limits(limits)
         .observer(Arc::new(events.clone()));
     Ok(mesh.build(svid, Arc::new(BundleSet::from_bundles(bundles)?), Policies::none())?)
+}
+
+/// Key sets by URL come from loopback in the demo, so plain HTTP is allowed.
+fn fetcher() -> Result<Arc<dyn KeyFetcher>, BoxError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(Arc::new(HttpKeyFetcher::new(provider, RootCertStore::empty())?.allow_plain_http()))
 }
 
 fn connector(

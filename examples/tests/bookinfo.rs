@@ -9,7 +9,7 @@ use bookinfo::{Outcome, run, serve};
 use serde_json::Value;
 
 /// Steps that a later capability must first make possible, with the reason the table gives.
-const SKIPPED: &[&str] = &["D7"];
+const SKIPPED: &[&str] = &[];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_step_passes() {

@@ -103,6 +103,9 @@ fn authenticate(
     };
     match snapshot.tokens.authenticate(&view, now) {
         Authentication::Refused(refusal) => {
+            if let Some(source) = snapshot.tokens.lacking(&refusal) {
+                snapshot.lacking.report(source);
+            }
             let challenge = refusal.www_authenticate(&view);
             Err(Refusal::token(refusal.status(), refusal.body(), challenge))
         }

@@ -23,6 +23,7 @@ mod rego;
 mod server;
 mod service;
 mod snapshot;
+mod source;
 mod telemetry;
 
 pub use mesh_authn as authn;
@@ -46,4 +47,5 @@ pub use policies::Policies;
 pub use rego::RegoStage;
 pub use server::Limits;
 pub use service::MeshService;
+pub use source::{AddressPolicy, FetchError, FetchFuture, HttpKeyFetcher, KeyFetcher};
 pub use telemetry::{RequestsTotal, Telemetry};

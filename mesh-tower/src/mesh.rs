@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use mesh_authn::request::TokenOptions;
+use mesh_authn::request::{KeySets, KeySource, KeyState, RefreshPolicy, TokenOptions};
 use mesh_authz::{PathNormalization, Semantics, XffTrust};
 use mesh_identity::{BundleSet, MeshSettings, Workload, X509Svid};
 use rustls::crypto::CryptoProvider;
@@ -28,6 +28,7 @@ use crate::observe::{ConnectionEvent, Observer, TracingObserver};
 use crate::policies::Policies;
 use crate::server::{self, Limits};
 use crate::snapshot::{Inputs, Snapshot};
+use crate::source::{self, KeyFetcher, Lacking};
 use crate::telemetry::Telemetry;
 
 /// What guards a service: identity, policies and everything derived from them, live.
@@ -45,6 +46,8 @@ struct Shared {
     current: ArcSwap<Snapshot>,
     changes: watch::Sender<u64>,
     last_error: Mutex<Option<String>>,
+    lacking: Arc<Lacking>,
+    key_states: Mutex<Vec<(KeySource, KeyState)>>,
     clock: Arc<dyn Clock>,
     limits: Limits,
     observer: Arc<dyn Observer>,
@@ -131,6 +134,21 @@ impl Mesh {
         server::serve(listener, self.clone(), guarded, shutdown).await
     }
 
+    /// Fetches the key sets that RequestAuthentications name by URL or issuer, and keeps them
+    /// fresh; it never returns, so spawn it once.
+    ///
+    /// No request waits for a fetch: until a set is there, its tokens are refused. A set that
+    /// cannot be fetched again counts until `policy`'s age limit; [`Mesh::key_sets`] tells.
+    pub async fn keep_keys_fresh(self, fetcher: Arc<dyn KeyFetcher>, policy: RefreshPolicy) {
+        source::keep_fresh(self, fetcher, policy).await;
+    }
+
+    /// How the fetched key sets are doing, as of the last look.
+    #[must_use]
+    pub fn key_sets(&self) -> Vec<(KeySource, KeyState)> {
+        self.shared.key_states.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Why the last change was refused; nothing when it was taken.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
@@ -172,6 +190,30 @@ impl Mesh {
                 Err(error)
             }
         }
+    }
+
+    /// Puts fetched key sets into force, if one of `sources` has another set than now.
+    pub(crate) fn set_keys<'s>(&self, keys: KeySets, sources: impl Iterator<Item = &'s KeySource>) {
+        let mut sources = sources;
+        let inputs = self.shared.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = &inputs.keys;
+        let same = sources.all(|source| match (held.get(source), keys.get(source)) {
+            (Some(held), Some(new)) => Arc::ptr_eq(held, new),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        });
+        drop(inputs);
+        if !same && let Err(error) = self.change(|inputs| inputs.keys = keys) {
+            tracing::error!(%error, "fetched key sets cannot be used");
+        }
+    }
+
+    pub(crate) fn set_key_states(&self, states: Vec<(KeySource, KeyState)>) {
+        *self.shared.key_states.lock().unwrap_or_else(PoisonError::into_inner) = states;
+    }
+
+    pub(crate) fn lacking(&self) -> Arc<Lacking> {
+        Arc::clone(&self.shared.lacking)
     }
 
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
@@ -292,6 +334,7 @@ impl MeshBuilder {
         bundles: Arc<BundleSet>,
         policies: Policies,
     ) -> Result<Mesh, Error> {
+        let lacking = Arc::new(Lacking::default());
         let inputs = Inputs {
             workload: self.workload,
             settings: self.settings,
@@ -304,6 +347,8 @@ impl MeshBuilder {
             svid,
             bundles,
             policies,
+            keys: KeySets::new(),
+            lacking: Arc::clone(&lacking),
             #[cfg(feature = "rego")]
             rego: None,
         };
@@ -314,6 +359,8 @@ impl MeshBuilder {
             current: ArcSwap::from_pointee(snapshot),
             changes,
             last_error: Mutex::new(None),
+            lacking,
+            key_states: Mutex::default(),
             clock: self.clock,
             limits: self.limits,
             observer: self.observer,

@@ -13,6 +13,7 @@ use rustls::pki_types::UnixTime;
 use crate::clock::{Clock, RustlsClock};
 use crate::error::Error;
 use crate::policies::Policies;
+use crate::source::Lacking;
 
 /// What a snapshot is compiled from.
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub(crate) struct Inputs {
     pub(crate) svid: Arc<X509Svid>,
     pub(crate) bundles: Arc<BundleSet>,
     pub(crate) policies: Policies,
+    pub(crate) keys: KeySets,
+    pub(crate) lacking: Arc<Lacking>,
     #[cfg(feature = "rego")]
     pub(crate) rego: Option<Arc<crate::RegoStage>>,
 }
@@ -44,6 +47,7 @@ pub(crate) struct Snapshot {
     pub(crate) bundles: Arc<BundleSet>,
     pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) tokens: RequestAuthenticator,
+    pub(crate) lacking: Arc<Lacking>,
     pub(crate) policies: PolicySet,
     #[cfg(feature = "rego")]
     pub(crate) rego: Option<Arc<crate::RegoStage>>,
@@ -74,8 +78,9 @@ impl Snapshot {
                 workload,
                 settings,
                 inputs.tokens.clone(),
-                &KeySets::default(),
+                &inputs.keys,
             )?,
+            lacking: Arc::clone(&inputs.lacking),
             policies: PolicySet::compile(&policies.authorization, &scope, Transport::Http)?,
             scope,
             #[cfg(feature = "rego")]
