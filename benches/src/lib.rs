@@ -1,1 +1,172 @@
-//! benches.
+//! Policy sets of any size and requests that meet their first, last or no rule.
+#![expect(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "the input is made here; a mistake in it must stop the measurement"
+)]
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use mesh_authz::{
+    AuthorizationPolicy, HttpFacts, NormalizedPath, PeerIdentity, PolicySet, RequestFacts, Scope,
+    Semantics, Transport,
+};
+use mesh_identity::{Claims, MeshSettings, VerifiedPeer, VerifiedToken, Workload};
+use serde_json::{Value, json};
+
+/// What tells the rules of a set apart.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Shape {
+    /// Principal and path prefix, both distinct, two methods.
+    PrincipalAndPath,
+    /// One principal, distinct path prefixes.
+    SharedPrincipal,
+    /// One path prefix, distinct principals.
+    SharedPath,
+    /// A path template each.
+    Templates,
+    /// A CIDR block each.
+    Blocks,
+    /// A value of one header each.
+    HeaderValues,
+    /// A value of one claim each.
+    ClaimValues,
+    /// Only a `notPaths` each, which no request satisfies: no index can help.
+    Negations,
+    /// Every rule is a candidate of every request, and none matches: one path prefix for all.
+    AllCandidates,
+}
+
+impl Shape {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::PrincipalAndPath,
+        Self::SharedPrincipal,
+        Self::SharedPath,
+        Self::Templates,
+        Self::Blocks,
+        Self::HeaderValues,
+        Self::ClaimValues,
+        Self::Negations,
+        Self::AllCandidates,
+    ];
+
+    /// Compiles that many rules, in policies of at most 500.
+    #[must_use]
+    pub fn compile(self, rules: usize) -> PolicySet {
+        compile(&self.policies(rules))
+    }
+
+    /// The policies before they are compiled.
+    #[must_use]
+    pub fn policies(self, rules: usize) -> Vec<AuthorizationPolicy> {
+        let all: Vec<Value> = (0..rules).map(|at| self.rule(at)).collect();
+        let chunks = all.chunks(500).enumerate();
+        chunks.map(|(at, rules)| read(&format!("p{at:03}"), rules)).collect()
+    }
+
+    fn rule(self, at: usize) -> Value {
+        let principal = format!("cluster.local/ns/ns{at}/sa/app");
+        let prefix = format!("/service-{at}/*");
+        match self {
+            Self::PrincipalAndPath => json!({
+                "from": [{"source": {"principals": [principal]}}],
+                "to": [{"operation": {"methods": ["GET", "POST"], "paths": [prefix]}}],
+            }),
+            Self::SharedPrincipal => json!({
+                "from": [{"source": {"principals": ["cluster.local/ns/ns0/sa/app"]}}],
+                "to": [{"operation": {"methods": ["GET", "POST"], "paths": [prefix]}}],
+            }),
+            Self::SharedPath => json!({
+                "from": [{"source": {"principals": [principal]}}],
+                "to": [{"operation": {"methods": ["GET", "POST"], "paths": ["/service-0/*"]}}],
+            }),
+            Self::Templates => {
+                json!({"to": [{"operation": {"paths": [format!("/service-{at}/{{*}}/items")]}}]})
+            }
+            Self::Blocks => {
+                let (high, low) = (at / 256, at % 256);
+                json!({"from": [{"source": {"ipBlocks": [format!("10.{high}.{low}.0/24")]}}]})
+            }
+            Self::HeaderValues => {
+                let values = [format!("tenant-{at}")];
+                json!({"when": [{"key": "request.headers[x-tenant]", "values": values}]})
+            }
+            Self::ClaimValues => {
+                let values = [format!("group-{at}")];
+                json!({"when": [{"key": "request.auth.claims[group]", "values": values}]})
+            }
+            Self::Negations => json!({"to": [{"operation": {"notPaths": ["/*"]}}]}),
+            Self::AllCandidates => {
+                json!({"to": [{"operation": {"paths": ["/service*"], "notMethods": ["GET"]}}]})
+            }
+        }
+    }
+
+    /// A request that the rule with this number matches; one beyond the last is matched by none.
+    #[must_use]
+    pub fn request(self, at: usize) -> OwnedRequest {
+        let mut headers = HeaderMap::new();
+        let name = HeaderName::from_static("x-tenant");
+        headers.insert(name, HeaderValue::from_str(&format!("tenant-{at}")).unwrap());
+        headers.insert("user-agent", HeaderValue::from_static("bench/1.0"));
+        let namespace = if self == Self::SharedPrincipal { 0 } else { at };
+        let service = if self == Self::SharedPath { 0 } else { at };
+        let id = format!("spiffe://cluster.local/ns/ns{namespace}/sa/app");
+        let claims = json!({"iss": "issuer", "sub": "user", "group": format!("group-{at}")});
+        let claims = Claims::new(claims.as_object().unwrap().clone());
+        let octet = |number: usize| u8::try_from(number % 256).unwrap();
+        OwnedRequest {
+            peer: VerifiedPeer::assert_verified(id.parse().unwrap()),
+            token: VerifiedToken::assert_verified(claims, []),
+            path: format!("/service-{service}/7/items"),
+            headers,
+            source: IpAddr::from([10, octet(at / 256), octet(at), 7]),
+        }
+    }
+}
+
+/// Compiles policies for a workload of namespace `shop`, as Istio reads them.
+#[must_use]
+pub fn compile(policies: &[AuthorizationPolicy]) -> PolicySet {
+    let mesh = MeshSettings::new("cluster.local".parse().unwrap());
+    let scope = Scope::new(Workload::new("shop"), mesh).with_semantics(Semantics::istio());
+    PolicySet::compile(policies, &scope, Transport::Http).unwrap()
+}
+
+fn read(name: &str, rules: &[Value]) -> AuthorizationPolicy {
+    let policy = json!({
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"action": "ALLOW", "rules": rules},
+    });
+    let read = mesh_identity::manifest::read(&policy.to_string(), "bench", "shop").unwrap();
+    AuthorizationPolicy::from_manifest(read.resources.first().unwrap()).unwrap()
+}
+
+/// What facts borrow from.
+#[derive(Debug)]
+pub struct OwnedRequest {
+    peer: VerifiedPeer,
+    token: VerifiedToken,
+    path: String,
+    headers: HeaderMap,
+    source: IpAddr,
+}
+
+impl OwnedRequest {
+    /// Gathers the facts, as a server does for each request, and asks the set.
+    #[must_use]
+    pub fn decide(&self, set: &PolicySet) -> bool {
+        let path = NormalizedPath::assert_normalized(self.path.as_bytes());
+        let http = HttpFacts::new("GET", "shop.example", &self.headers).with_path(&path);
+        let local = SocketAddr::from(([10, 0, 0, 9], 8080));
+        let facts = RequestFacts::http(Some(self.source), Some(local), http)
+            .with_peer(PeerIdentity::Svid(&self.peer))
+            .with_token(Some(&self.token));
+        set.decide(&facts).is_allow()
+    }
+}

@@ -25,6 +25,7 @@ pub(crate) fn compile(
     transport: Transport,
 ) -> Result<PolicySet, Problems> {
     let mut problems = duplicates(policies);
+    problems.extend(too_large(policies));
     let applying: Vec<&AuthorizationPolicy> = policies
         .iter()
         .filter(|policy| {
@@ -40,6 +41,27 @@ pub(crate) fn compile(
     }
     let compiler = Compiler { scope, transport, domains: TrustDomains::new(scope.mesh()) };
     Ok(compiler.set(&applying))
+}
+
+/// The most rules of all policies together ([SEC-AUTHZ-10]).
+const MAX_RULES: usize = 10_000;
+
+/// The most values of all conditions together ([SEC-AUTHZ-10]).
+const MAX_VALUES: usize = 100_000;
+
+/// [SEC-AUTHZ-10] The policy with which the limits are passed.
+fn too_large(policies: &[AuthorizationPolicy]) -> Option<Problem> {
+    let (mut rules, mut values) = (0_usize, 0_usize);
+    policies.iter().find_map(|policy| {
+        rules = rules.saturating_add(policy.rules().len());
+        for term in policy.rules().iter().flat_map(Rule::terms) {
+            values = values.saturating_add(term.values.len()).saturating_add(term.not_values.len());
+        }
+        (rules > MAX_RULES || values > MAX_VALUES).then(|| {
+            let message = format!("more than {MAX_RULES} rules or {MAX_VALUES} values in all");
+            policy.problem("rules", &message)
+        })
+    })
 }
 
 /// [SEM-EVAL-32], [SEM-VAL-32] Two policies of one name: neither may win in silence.
@@ -207,11 +229,13 @@ impl Compiler<'_> {
     fn rules(&self, policy: &AuthorizationPolicy, prefix: &str, suffix: &str) -> Vec<CompiledRule> {
         let name = policy_name(policy);
         let rules = policy.rules().iter().filter(|rule| !self.is_dropped(policy, rule));
-        let compiled = rules.map(|rule| CompiledRule {
-            reference: RuleRef::new(&name, rule.index, prefix, suffix),
-            sources: self.alternatives(&rule.from),
-            operations: self.alternatives(&rule.to),
-            conditions: self.tests(&rule.when),
+        let compiled = rules.map(|rule| {
+            let mut conditions = Vec::new();
+            let sources = unless_single(self.alternatives(&rule.from), &mut conditions);
+            let operations = unless_single(self.alternatives(&rule.to), &mut conditions);
+            conditions.extend(self.tests(&rule.when));
+            let reference = RuleRef::new(&name, rule.index, prefix, suffix);
+            CompiledRule { reference, sources, operations, conditions: conditions.into() }
         });
         compiled.collect()
     }
@@ -224,14 +248,10 @@ impl Compiler<'_> {
     }
 
     /// One alternative without conditions is any ([SEM-EVAL-21]).
-    fn alternatives(&self, entries: &[Vec<Term>]) -> Box<[Box<[Test]>]> {
-        let alternatives: Box<[Box<[Test]>]> =
+    fn alternatives(&self, entries: &[Vec<Term>]) -> Vec<Box<[Test]>> {
+        let alternatives: Vec<Box<[Test]>> =
             entries.iter().map(|terms| self.tests(terms)).collect();
-        if alternatives.iter().any(|tests| tests.is_empty()) {
-            Box::default()
-        } else {
-            alternatives
-        }
+        if alternatives.iter().any(|tests| tests.is_empty()) { Vec::new() } else { alternatives }
     }
 
     fn tests(&self, terms: &[Term]) -> Box<[Test]> {
@@ -288,6 +308,17 @@ impl Compiler<'_> {
             Attribute::TrustDomain => Matcher::TrustDomain(sorted.trust_domains.into()),
         }
     }
+}
+
+/// Several alternatives stay; a single one is a list of conditions like any other.
+fn unless_single(
+    mut alternatives: Vec<Box<[Test]>>,
+    conditions: &mut Vec<Test>,
+) -> Box<[Box<[Test]>]> {
+    if alternatives.len() == 1 {
+        conditions.extend(alternatives.drain(..).flatten());
+    }
+    alternatives.into()
 }
 
 /// The values of one list by their type. A list holds values of one attribute, so all but one or

@@ -67,30 +67,45 @@ const MAX_LINEAR: usize = 8;
 
 /// Several patterns, any of which suffices.
 #[derive(Debug)]
-pub(crate) struct TextSet {
-    patterns: Box<[TextPattern]>,
-    index: Option<Box<TextIndex>>,
+pub(crate) enum TextSet {
+    /// Kept in place: most conditions have one value.
+    One(TextPattern),
+    Few(Box<[TextPattern]>),
+    Many(Box<(Box<[TextPattern]>, TextIndex)>),
 }
 
 impl TextSet {
     pub(crate) fn new(patterns: Vec<TextPattern>) -> Self {
-        let index = (patterns.len() > MAX_LINEAR)
-            .then(|| Box::new(TextIndex::new(patterns.iter().map(TextPattern::key))));
-        Self { patterns: patterns.into(), index }
+        match <[TextPattern; 1]>::try_from(patterns) {
+            Ok([only]) => Self::One(only),
+            Err(few) if few.len() <= MAX_LINEAR => Self::Few(few.into()),
+            Err(many) => {
+                let index = TextIndex::new(many.iter().map(TextPattern::key));
+                Self::Many(Box::new((many.into(), index)))
+            }
+        }
     }
 
     pub(crate) fn patterns(&self) -> &[TextPattern] {
-        &self.patterns
+        match self {
+            Self::One(only) => std::slice::from_ref(only),
+            Self::Few(few) => few,
+            Self::Many(many) => &many.0,
+        }
     }
 
     pub(crate) fn is_present(&self) -> bool {
-        self.patterns.contains(&TextPattern::Present)
+        self.patterns().contains(&TextPattern::Present)
     }
 
     pub(crate) fn matches(&self, text: &[u8]) -> bool {
-        let Some(index) = &self.index else {
-            return self.patterns.iter().any(|pattern| pattern.matches(text));
-        };
-        index.any(text, |at| self.patterns.get(at).is_some_and(|pattern| pattern.matches(text)))
+        match self {
+            Self::One(only) => only.matches(text),
+            Self::Few(few) => few.iter().any(|pattern| pattern.matches(text)),
+            Self::Many(many) => {
+                let (patterns, index) = &**many;
+                index.any(text, |at| patterns.get(at).is_some_and(|pattern| pattern.matches(text)))
+            }
+        }
     }
 }
