@@ -2,6 +2,7 @@
 
 use mesh_identity::SpiffeId;
 use mesh_identity::x509::SvidError;
+use rustls::CertificateError;
 
 use super::expected::ExpectedServer;
 
@@ -25,6 +26,19 @@ pub enum PeerError {
         /// Who should have.
         expected: ExpectedServer,
     },
+}
+
+impl PeerError {
+    /// Our verifier's refusal inside a failed handshake, if that is why it failed.
+    #[must_use]
+    pub fn of_handshake(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let rustls::Error::InvalidCertificate(CertificateError::Other(other)) =
+            error.downcast_ref::<rustls::Error>()?
+        else {
+            return None;
+        };
+        other.0.downcast_ref::<Self>().cloned()
+    }
 }
 
 /// Why TLS settings cannot be made.
