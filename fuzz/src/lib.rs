@@ -4,9 +4,12 @@
 //! A target has an opinion: it compares with a second implementation or checks a property, and
 //! does not only wait for a panic.
 
+mod authz;
 mod identity;
+pub mod model;
 mod policy;
 
+pub use authz::{authz, judge};
 pub use identity::spiffe_id;
 pub use policy::{path, policy_text};
 
@@ -15,4 +18,4 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
 pub const TARGETS: &[Target] =
-    &[("path", path), ("policy_text", policy_text), ("spiffe_id", spiffe_id)];
+    &[("authz", authz), ("path", path), ("policy_text", policy_text), ("spiffe_id", spiffe_id)];
