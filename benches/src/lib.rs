@@ -64,7 +64,7 @@ impl Shape {
     pub fn policies(self, rules: usize) -> Vec<AuthorizationPolicy> {
         let all: Vec<Value> = (0..rules).map(|at| self.rule(at)).collect();
         let chunks = all.chunks(500).enumerate();
-        chunks.map(|(at, rules)| read(&format!("p{at:03}"), rules)).collect()
+        chunks.map(|(at, rules)| read(&format!("p{at:03}"), "ALLOW", &json!(rules))).collect()
     }
 
     fn rule(self, at: usize) -> Value {
@@ -136,15 +136,59 @@ pub fn compile(policies: &[AuthorizationPolicy]) -> PolicySet {
     PolicySet::compile(policies, &scope, Transport::Http).unwrap()
 }
 
-fn read(name: &str, rules: &[Value]) -> AuthorizationPolicy {
+fn read(name: &str, action: &str, rules: &Value) -> AuthorizationPolicy {
     let policy = json!({
         "apiVersion": "security.istio.io/v1",
         "kind": "AuthorizationPolicy",
         "metadata": {"name": name, "namespace": "shop"},
-        "spec": {"action": "ALLOW", "rules": rules},
+        "spec": {"action": action, "rules": rules},
     });
     let read = mesh_identity::manifest::read(&policy.to_string(), "bench", "shop").unwrap();
     AuthorizationPolicy::from_manifest(read.resources.first().unwrap()).unwrap()
+}
+
+/// A strict set that looks at everything, and a request that it allows.
+#[derive(Debug)]
+pub struct Everything {
+    set: PolicySet,
+    request: OwnedRequest,
+}
+
+/// See [`Everything`].
+#[must_use]
+pub fn everything() -> Everything {
+    let deny = json!([
+        {"from": [{"source": {"namespaces": ["n*x"], "notTrustDomains": ["other"]}}]},
+        {"from": [{"source": {"serviceAccounts": ["ns0/nobody"]}}],
+         "to": [{"operation": {"hosts": ["*.evil"], "paths": ["/{*}/x/{**}"]}}]},
+        {"when": [{"key": "request.headers[accept]", "values": ["x*", "*y", "z"]},
+                  {"key": "request.headers[cookie]", "notValues": ["q"]}]},
+        {"when": [{"key": "connection.sni", "values": ["*.evil"]}]},
+    ]);
+    let allow = json!([{
+        "from": [{"source": {"principals": ["*/sa/app"], "ipBlocks": ["10.0.0.0/8"],
+                             "requestPrincipals": ["issuer/*"]}}],
+        "to": [{"operation": {"hosts": ["SHOP.example"], "notPaths": ["/{*}"]}}],
+        "when": [{"key": "request.auth.claims[group]", "values": ["group-0"]}],
+    }]);
+    let mesh = MeshSettings::new("cluster.local".parse().unwrap());
+    let scope = Scope::new(Workload::new("shop"), mesh);
+    let policies = [read("deny", "DENY", &deny), read("allow", "ALLOW", &allow)];
+    let set = PolicySet::compile(&policies, &scope, Transport::Http).unwrap();
+    let mut request = Shape::PrincipalAndPath.request(0);
+    "/service-0/a%20b/items?x=%2f".clone_into(&mut request.path);
+    for (name, value) in [("accept", "a"), ("accept", "b"), ("cookie", "a"), ("cookie", "b")] {
+        request.headers.append(name, HeaderValue::from_static(value));
+    }
+    Everything { set, request }
+}
+
+impl Everything {
+    /// Decides, explains nothing.
+    #[must_use]
+    pub fn decide(&self) -> bool {
+        self.request.decide(&self.set)
+    }
 }
 
 /// What facts borrow from.
@@ -162,10 +206,11 @@ impl OwnedRequest {
     #[must_use]
     pub fn decide(&self, set: &PolicySet) -> bool {
         let path = NormalizedPath::assert_normalized(self.path.as_bytes());
-        let http = HttpFacts::new("GET", "shop.example", &self.headers).with_path(&path);
+        let http = HttpFacts::new("GET", "Shop.example", &self.headers).with_path(&path);
         let local = SocketAddr::from(([10, 0, 0, 9], 8080));
         let facts = RequestFacts::http(Some(self.source), Some(local), http)
             .with_peer(PeerIdentity::Svid(&self.peer))
+            .with_sni(Some("Shop.Example"))
             .with_token(Some(&self.token));
         set.decide(&facts).is_allow()
     }

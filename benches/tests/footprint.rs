@@ -29,6 +29,13 @@ fn sec_authz_1_decisions_allocate_nothing_and_sets_stay_small() {
             assert_eq!(allowed, promised, "{shape:?} {at}");
         }
     }
+    // Strict semantics and a request that has everything to look at, escapes and capitals too.
+    let everything = mesh_benches::everything();
+    let region = Region::new(ALLOCATOR);
+    let decided = everything.decide();
+    let change = region.change();
+    assert_eq!(change.allocations + change.reallocations, 0, "strict");
+    assert!(decided, "the request must get past every rule");
     for shape in [Shape::PrincipalAndPath, Shape::Templates, Shape::HeaderValues] {
         let policies = shape.policies(10_000);
         let (region, begin) = (Region::new(ALLOCATOR), Instant::now());

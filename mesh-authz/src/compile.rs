@@ -279,10 +279,10 @@ impl Compiler<'_> {
         match attribute {
             Attribute::Claim(path) => Matcher::Claim(path.clone(), TextSet::new(sorted.texts)),
             Attribute::DestinationIp => address(AddressOf::Destination),
-            Attribute::Header(key) => Matcher::Header(key.clone(), TextSet::new(sorted.texts)),
+            Attribute::Header(key) => Matcher::Header(key.clone(), sorted.header_set()),
             Attribute::Host => {
                 let lower = sorted.texts.into_iter().map(TextPattern::into_lowercase);
-                Matcher::Host(TextSet::new(lower.collect()))
+                Matcher::Host(Sorted { texts: lower.collect(), ..Sorted::default() }.header_set())
             }
             Attribute::Metadata { filter, key } => Matcher::Metadata(Box::new(MetadataMatcher {
                 filter: filter.clone(),
@@ -290,7 +290,7 @@ impl Compiler<'_> {
                 text: TextSet::new(sorted.texts),
                 element: TextSet::new(sorted.elements),
             })),
-            Attribute::Method => Matcher::Method(TextSet::new(sorted.texts)),
+            Attribute::Method => Matcher::Method(sorted.header_set()),
             Attribute::Namespace => Matcher::Namespace(sorted.namespaces.into()),
             Attribute::Path => Matcher::Path(PathSet {
                 texts: TextSet::new(sorted.texts),
@@ -337,6 +337,10 @@ struct Sorted {
 }
 
 impl Sorted {
+    fn header_set(self) -> TextSet {
+        TextSet::new(self.texts.into_iter().map(TextPattern::into_header).collect())
+    }
+
     fn new(values: &[Value], domains: &TrustDomains<'_>) -> Self {
         let mut this = Self::default();
         for value in values {

@@ -171,20 +171,16 @@ pub(crate) fn path_only(path_and_query: &[u8]) -> &[u8] {
 /// Whether the strict reading refuses this path as ambiguous ([SEM-STRICT-07], [SEM-STRICT-20]):
 /// full normalization would still change it, or somebody behind us may read it differently.
 pub(crate) fn is_ambiguous(path: &[u8]) -> bool {
-    let odd = |byte: &u8| matches!(byte, b';' | b'\\' | 0..=0x20 | 0x7f..);
-    if path.iter().any(odd) || has_malformed_escape(path) || path.windows(2).any(|two| two == b"//")
-    {
-        return true;
-    }
-    match PathNormalization::DecodeAndMergeSlashes.normalize(path) {
-        Ok(full) => full.is_changed(path),
-        Err(_) => true,
-    }
-}
-
-fn has_malformed_escape(path: &[u8]) -> bool {
-    let percents = memchr::memchr_iter(b'%', path);
-    percents.into_iter().any(|at| decode_escape(path.get(at..).unwrap_or_default()).is_none())
+    let is_odd = |byte: &u8| matches!(byte, b';' | b'\\') || must_escape(*byte);
+    let mut escapes = memchr::memchr_iter(b'%', path);
+    let mut segments = path.split(|byte| *byte == b'/');
+    path.iter().any(is_odd)
+        || path.windows(2).any(|two| two == b"//")
+        || segments.any(|segment| segment == b"." || segment == b"..")
+        || escapes.any(|at| match decode_escape(path.get(at..).unwrap_or_default()) {
+            Some(0 | b'/' | b'\\') | None => true,
+            Some(byte) => is_unreserved(byte),
+        })
 }
 
 fn cut_at(text: &[u8], end: impl Fn(u8) -> bool) -> &[u8] {

@@ -33,7 +33,7 @@ pub(crate) enum Join {
 }
 
 /// The names of which Envoy keeps a single value (its inline headers), in byte order.
-const JOINED: [&str; 31] = [
+const JOINED: [&str; 37] = [
     "accept",
     "accept-encoding",
     "access-control-request-headers",
@@ -54,9 +54,16 @@ const JOINED: [&str; 31] = [
     "pragma",
     "referer",
     "te",
+    "upgrade",
     "user-agent",
     "via",
     "x-client-trace-id",
+    "x-envoy-attempt-count",
+    "x-envoy-decorator-operation",
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-external-address",
     "x-envoy-original-path",
     "x-forwarded-client-cert",
     "x-forwarded-for",
@@ -64,7 +71,6 @@ const JOINED: [&str; 31] = [
     "x-forwarded-port",
     "x-forwarded-proto",
     "x-request-id",
-    "x-envoy-expected-rq-timeout-ms",
 ];
 
 impl HeaderKey {
@@ -102,15 +108,15 @@ impl HeaderKey {
                         let joined = Joined { lines, separator };
                         set.patterns().iter().any(|pattern| joined.matches(pattern))
                     }
-                    Some(_) => header_matches(set, first.as_bytes()),
+                    Some(_) => set.matches(first.as_bytes()),
                     None => {
-                        header_matches(set, first.as_bytes())
-                            || lines.any(|line| header_matches(set, line.as_bytes()))
+                        set.matches(first.as_bytes())
+                            || lines.any(|line| set.matches(line.as_bytes()))
                     }
                 }
             }
             Self::Authority | Self::Method | Self::Path | Self::Scheme | Self::Impossible => {
-                self.pseudo(view).is_some_and(|text| header_matches(set, text))
+                self.pseudo(view).is_some_and(|text| set.matches(text))
             }
         }
     }
@@ -144,7 +150,7 @@ impl HeaderKey {
     pub(crate) fn lines_match(&self, set: &TextSet, view: &View<'_>) -> Option<(bool, bool)> {
         let Self::Name { name, .. } = self else { return None };
         let lines = view.facts.http?.headers.get_all(name);
-        let matching = || lines.iter().map(|line| header_matches(set, line.as_bytes()));
+        let matching = || lines.iter().map(|line| set.matches(line.as_bytes()));
         lines.iter().next()?;
         Some((matching().any(|one| one), matching().all(|one| one)))
     }
@@ -158,11 +164,6 @@ impl Join {
             Self::Cookie => (version >= http::Version::HTTP_2).then_some(b"; "),
         }
     }
-}
-
-/// [SEM-AUTHZ-55] `*` is presence: an empty value counts.
-pub(crate) fn header_matches(set: &TextSet, value: &[u8]) -> bool {
-    set.is_present() || set.matches(value)
 }
 
 /// Several lines as the one text that Envoy makes of them, without making it. Empty lines leave no

@@ -66,17 +66,18 @@ impl NamespacePattern {
     /// `.*/ns/` value `/.*`, every star a `.*`.
     pub(crate) fn matches(&self, name: &str) -> bool {
         let Some((first, more)) = self.pieces.split_first() else { return false };
-        after_marks(name.as_bytes(), NAMESPACE_MARK).any(|rest| {
-            let Some(mut rest) = rest.strip_prefix(first.as_bytes()) else { return false };
-            let Some((last, middle)) = more.split_last() else {
-                return rest.first() == Some(&b'/');
-            };
-            for piece in middle {
-                let Some(next) = behind(rest, piece.as_bytes()) else { return false };
-                rest = next;
-            }
-            has_segment_end(rest, last.as_bytes())
-        })
+        let mut rests = after_marks(name.as_bytes(), NAMESPACE_MARK)
+            .filter_map(|rest| rest.strip_prefix(first.as_bytes()));
+        let Some((last, middle)) = more.split_last() else {
+            return rests.any(|rest| rest.first() == Some(&b'/'));
+        };
+        // A star follows the first piece, so its first occurrence leaves most to look at.
+        let Some(mut rest) = rests.next() else { return false };
+        for piece in middle {
+            let Some(next) = behind(rest, piece.as_bytes()) else { return false };
+            rest = next;
+        }
+        has_segment_end(rest, last.as_bytes())
     }
 
     /// [SEM-STRICT-04] The whole segment, in which stars stay.

@@ -6,7 +6,7 @@ use mesh_identity::VerifiedToken;
 use serde_json::Value;
 
 use super::address::BlockSet;
-use super::header::{HeaderKey, header_matches};
+use super::header::HeaderKey;
 use super::peer::{
     AccountPattern, NamespacePattern, PrincipalSet, TrustDomainMatch, istio_identity,
 };
@@ -167,11 +167,9 @@ impl Matcher {
                 claim.is_some_and(|claim| claim_matches(claim, set))
             }
             Self::Header(key, set) => key.matches(set, view),
-            Self::Host(set) => facts.http.is_some() && header_matches(set, view.host.text()),
+            Self::Host(set) => facts.http.is_some() && set.matches(view.host.text()),
             Self::Metadata(metadata) => metadata.matches(view),
-            Self::Method(set) => {
-                facts.http.is_some_and(|http| header_matches(set, http.method.as_bytes()))
-            }
+            Self::Method(set) => facts.http.is_some_and(|http| set.matches(http.method.as_bytes())),
             Self::Namespace(patterns) => {
                 any_name(&|name| patterns.iter().any(|pattern| pattern.matches(name)))
             }
@@ -228,7 +226,7 @@ impl Matcher {
             }
             Self::Host(set) if semantics.has(StrictRule::HostHygiene) => {
                 // [SEM-STRICT-06] A DENY of the bare name also reaches the name with port or dot.
-                let any = header_matches(set, bare_host(view.host.text()));
+                let any = set.matches(bare_host(view.host.text()));
                 Readings { any, all: true }
             }
             Self::Path(set) if semantics.has(StrictRule::TemplateAlphabet) => {

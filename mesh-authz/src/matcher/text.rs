@@ -40,6 +40,15 @@ impl TextPattern {
         }
     }
 
+    /// The pattern for headers and what is treated like one, where `*` is mere presence: an empty
+    /// value counts ([SEM-AUTHZ-55]).
+    pub(crate) fn into_header(self) -> Self {
+        match self {
+            Self::Present => Self::Prefix("".into()),
+            Self::Prefix(_) | Self::Suffix(_) | Self::Exact(_) => self,
+        }
+    }
+
     /// The pattern for texts in ASCII lower case.
     pub(crate) fn into_lowercase(self) -> Self {
         let lower = |text: Box<str>| text.to_ascii_lowercase().into_boxed_str();
@@ -92,10 +101,6 @@ impl TextSet {
             Self::Few(few) => few,
             Self::Many(many) => &many.0,
         }
-    }
-
-    pub(crate) fn is_present(&self) -> bool {
-        self.patterns().contains(&TextPattern::Present)
     }
 
     pub(crate) fn matches(&self, text: &[u8]) -> bool {

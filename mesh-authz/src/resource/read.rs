@@ -135,6 +135,9 @@ struct Context<'a> {
     warnings: &'a RefCell<Vec<Problem>>,
 }
 
+/// The entries of `from` or `to`.
+type Entries = Result<Vec<Vec<Term>>, Dropped>;
+
 /// Istio's answer to a rule it cannot translate: it goes, alone ([SEM-VAL-30]).
 struct Dropped;
 
@@ -183,6 +186,7 @@ impl Context<'_> {
             terms.collect::<Result<Vec<Term>, Dropped>>()
         });
         self.finish(fields);
+        self.warn_of_tcp(reader, from.as_ref(), to.as_ref());
         Some(Rule {
             index,
             from: from.unwrap_or(Ok(Vec::new())).ok()?,
@@ -372,9 +376,28 @@ impl Context<'_> {
         if *attribute == Attribute::RequestPrincipal && is_impossible_request_principal(text) {
             self.warn(
                 item,
-                "can never match: Istio splits at the last slash, which is inside the URL \
-                 ([SEM-AUTHZ-46]); write issuer/* or issuer/subject",
+                "can never match: Istio splits at the last slash, which is inside the URL; write \
+                 issuer/* or issuer/subject, or conditions on request.auth.claims[iss] and [sub]",
             );
+        }
+    }
+
+    /// [SEM-TCP-05] The webhook's warning of a DENY rule that hits all TCP traffic.
+    fn warn_of_tcp(&self, at: &Reader<'_>, from: Option<&Entries>, to: Option<&Entries>) {
+        fn none_has(entries: &Entries, is_l4: fn(&Attribute) -> bool) -> bool {
+            let terms = entries.iter().flatten().flatten();
+            !terms.map(|term| &term.attribute).any(is_l4)
+        }
+        let is_l4 = |attribute: &Attribute| {
+            !attribute.is_http_only() && *attribute != Attribute::TrustDomain
+        };
+        let hits_all = match (from, to) {
+            (Some(from), None) => none_has(from, is_l4),
+            (_, Some(to)) => none_has(to, |attribute| *attribute == Attribute::Port),
+            (None, None) => false,
+        };
+        if hits_all && matches!(self.action, Some(Action::Deny)) {
+            self.warn(at, "on TCP its HTTP conditions disappear and the rest refuses; name ports");
         }
     }
 

@@ -12,6 +12,7 @@ mod check;
 mod evaluation;
 mod matching;
 mod paths;
+mod security;
 mod strict;
 mod surprises;
 mod validation;
