@@ -22,10 +22,8 @@ fn sec_authz_1_decisions_allocate_nothing_and_sets_stay_small() {
             let change = region.change();
             assert_eq!(change.allocations + change.reallocations, 0, "{shape:?} {at}");
             // [SEC-AUTHZ-1] And the answer is the one that the shape promises.
-            let promised = match shape {
-                Shape::Negations | Shape::AllCandidates => false,
-                _ => at < 1_000,
-            };
+            let is_refusing = matches!(shape, Shape::Negations | Shape::AllCandidates);
+            let promised = at < 1_000 && !is_refusing;
             assert_eq!(allowed, promised, "{shape:?} {at}");
         }
     }

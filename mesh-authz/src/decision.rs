@@ -166,7 +166,7 @@ impl fmt::Display for Decision {
             }
             Verdict::Deny(DenyReason::Rule(rule)) => write!(f, "DENY by {rule}"),
             Verdict::Deny(DenyReason::Strict(rule)) => {
-                write!(f, "DENY: refused by the strict reading, {rule}")
+                write!(f, "DENY: {} ({rule}, strict)", rule.reason())
             }
         }?;
         if let Some(Audit::Matched(rule)) = &self.audit {

@@ -136,8 +136,8 @@ fn explain_rule(rule: &Rule, view: &View<'_>, mood: Mood) -> RuleExplanation {
     let Progress { held, of, failed } = whole;
     let failed = failed.map(|test| FailedCondition {
         field: test.path.to_string(),
-        wants: test.matcher.wants(),
-        found: test.matcher.found(view),
+        wants: test.wants(),
+        found: test.found(view),
     });
     RuleExplanation { rule: rule.reference.clone(), held, of, failed }
 }

@@ -134,6 +134,25 @@ impl StrictRule {
         }
     }
 
+    /// What is wrong with a request that the option refuses, for a person.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::RepeatedHeaders => "a header has several lines",
+            Self::StructuralIdentity => "the peer's identity does not have Istio's shape",
+            Self::PlainTextFailsClosed => "the peer has no identity",
+            Self::HostHygiene => "the host is ambiguous",
+            Self::AmbiguousPath => "the path is ambiguous",
+            Self::TemplateAlphabet => "the path has an odd character",
+            Self::ClientAddress => "X-Forwarded-For comes from an untrusted peer",
+            Self::NoSilentWeakening => "a rule means more on TCP",
+            Self::LowerCaseMethod => "the method has a lower-case letter",
+            Self::DryRunCustom => "a CUSTOM policy is a dry run",
+            Self::Fragment => "the request target has a fragment",
+            Self::CustomOnTcp => "the external authorizer cannot be asked on TCP",
+        }
+    }
+
     const fn bit(self) -> u16 {
         match self {
             Self::RepeatedHeaders => 1,

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use super::template::{Segment, Template, Unit};
-use super::test::Matcher;
+use super::test::{Matcher, Test};
 use super::text::TextPattern;
 use super::view::View;
 
@@ -13,9 +13,22 @@ const MAX_SHOWN: usize = 3;
 /// Longer texts of a request are cut.
 const MAX_TEXT: usize = 120;
 
+impl Test {
+    /// What the condition asks for.
+    pub(crate) fn wants(&self) -> String {
+        let values = self.matcher.wants();
+        if self.negated { format!("none of {values}") } else { values }
+    }
+
+    /// What the request has. Values of headers and claims may be secrets and stay out.
+    pub(crate) fn found(&self, view: &View<'_>) -> String {
+        self.matcher.found(view, if self.negated { "one of these" } else { "another value" })
+    }
+}
+
 impl Matcher {
     /// The values of the condition as its author wrote them, the first few.
-    pub(crate) fn wants(&self) -> String {
+    fn wants(&self) -> String {
         match self {
             Self::Account(accounts) => list(accounts.iter()),
             Self::Address(_, blocks) => list(blocks.blocks().iter()),
@@ -40,8 +53,7 @@ impl Matcher {
         }
     }
 
-    /// What the request has instead. Values of headers and claims may be secrets and stay out.
-    pub(crate) fn found(&self, view: &View<'_>) -> String {
+    fn found(&self, view: &View<'_>, secret: &str) -> String {
         let facts = view.facts;
         let or_none = |text: Option<String>, none: &str| text.unwrap_or_else(|| none.to_owned());
         match self {
@@ -58,10 +70,10 @@ impl Matcher {
             Self::Claim(path, _) => {
                 let claims = facts.token.map(mesh_identity::VerifiedToken::view);
                 let claim = claims.and_then(|claims| claims.at(path.iter().map(|name| &**name)));
-                if claim.is_some() { "another value" } else { "no such claim" }.to_owned()
+                if claim.is_some() { secret } else { "no such claim" }.to_owned()
             }
             Self::Header(key, _) => {
-                if key.is_present(view) { "another value" } else { "no such header" }.to_owned()
+                if key.is_present(view) { secret } else { "no such header" }.to_owned()
             }
             Self::Host(_) => or_none(facts.http.map(|http| shown(http.authority)), "no host"),
             Self::Metadata(_) => "other metadata".to_owned(),
@@ -74,7 +86,7 @@ impl Matcher {
                 let port = facts.destination.map(|local| local.port().to_string());
                 or_none(port, "no port")
             }
-            Self::RequestPrincipal(_) => "another issuer or subject".to_owned(),
+            Self::RequestPrincipal(_) => secret.to_owned(),
             Self::Sni(_) => {
                 if facts.sni.is_empty() {
                     "no server name".to_owned()
