@@ -47,5 +47,7 @@ pub use policies::Policies;
 pub use rego::RegoStage;
 pub use server::Limits;
 pub use service::MeshService;
-pub use source::{AddressPolicy, FetchError, FetchFuture, HttpKeyFetcher, KeyFetcher};
+pub use source::{
+    AddressPolicy, FetchError, FetchFuture, FileError, HttpKeyFetcher, IdentityFiles, KeyFetcher,
+};
 pub use telemetry::{RequestsTotal, Telemetry};

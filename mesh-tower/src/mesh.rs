@@ -4,7 +4,9 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -28,7 +30,7 @@ use crate::observe::{ConnectionEvent, Observer, TracingObserver};
 use crate::policies::Policies;
 use crate::server::{self, Limits};
 use crate::snapshot::{Inputs, Snapshot};
-use crate::source::{self, KeyFetcher, Lacking};
+use crate::source::{self, IdentityFiles, KeyFetcher, Lacking};
 use crate::telemetry::Telemetry;
 
 /// What guards a service: identity, policies and everything derived from them, live.
@@ -143,6 +145,23 @@ impl Mesh {
         source::keep_fresh(self, fetcher, policy).await;
     }
 
+    /// Follows the files of an identity, looking every so often; it never returns, so spawn it
+    /// once. Files that do not fit together leave the last good identity in force.
+    pub async fn keep_identity_fresh(self, files: IdentityFiles, every: Duration) {
+        source::keep_identity(self, files, every).await;
+    }
+
+    /// Follows a folder of policy files (`.yaml`, `.yml`, `.json`), looking every so often; it
+    /// never returns, so spawn it once. All files are taken together, or none of them.
+    pub async fn keep_policies_fresh(
+        self,
+        folder: PathBuf,
+        default_namespace: String,
+        every: Duration,
+    ) {
+        source::keep_policies(self, folder, default_namespace, every).await;
+    }
+
     /// How the fetched key sets are doing, as of the last look.
     #[must_use]
     pub fn key_sets(&self) -> Vec<(KeySource, KeyState)> {
@@ -205,6 +224,17 @@ impl Mesh {
         drop(inputs);
         if !same && let Err(error) = self.change(|inputs| inputs.keys = keys) {
             tracing::error!(%error, "fetched key sets cannot be used");
+        }
+    }
+
+    /// Makes a failure of a source visible; what is in force stays.
+    pub(crate) fn report(&self, error: &dyn fmt::Display) {
+        let text = error.to_string();
+        let mut last = self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref() != Some(&text) {
+            tracing::warn!(error = text, "the last good configuration stays");
+            self.shared.telemetry.count_refused_configuration();
+            *last = Some(text);
         }
     }
 

@@ -28,9 +28,12 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
     options.flow_nesting_limit = MAX_DEPTH;
     let mut builder = Builder { lines: text.lines().collect(), ..Builder::default() };
     for event in Parser::new_from_str_with_options(text, options) {
-        let (event, span) = event.map_err(|error| SyntaxError {
-            place: Some(place(*error.marker())),
-            message: format!("not valid YAML: {}", error.info()),
+        let (event, span) = event.map_err(|error| {
+            let at = place(*error.marker());
+            tab_after(&builder.lines, at).unwrap_or_else(|| SyntaxError {
+                place: Some(at),
+                message: format!("not valid YAML: {}", error.info()),
+            })
         })?;
         builder.event(event, place(span.start))?;
     }
@@ -160,6 +163,17 @@ fn is_indented_by_tab(lines: &[&str], place: Place) -> bool {
     let line = lines.get(place.line.saturating_sub(1)).copied().unwrap_or_default();
     let mut before = line.chars().take(place.column.saturating_sub(1));
     before.by_ref().take_while(|c| c.is_whitespace()).any(|c| c == '\t')
+}
+
+/// The usual reason for a syntax error, which the parser may notice a line early.
+fn tab_after(lines: &[&str], place: Place) -> Option<SyntaxError> {
+    let near = lines.iter().enumerate().skip(place.line.saturating_sub(1)).take(3);
+    let indent =
+        |line: &str| line.chars().take_while(|c| c.is_whitespace()).position(|c| c == '\t');
+    near.filter_map(|(at, line)| Some((at, indent(line)?))).next().map(|(at, column)| SyntaxError {
+        place: Some(Place { line: at.saturating_add(1), column: column.saturating_add(1) }),
+        message: "a tab cannot indent YAML; use spaces".to_owned(),
+    })
 }
 
 fn no_tag(tagged: bool, place: Place) -> Result<(), SyntaxError> {
