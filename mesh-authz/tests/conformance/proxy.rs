@@ -32,12 +32,13 @@ impl Received {
     }
 }
 
-pub(crate) fn receive(request: &Request) -> Received {
+/// Nothing when an HTTP parser would refuse the head: a header name or value that cannot be one.
+pub(crate) fn receive(request: &Request) -> Option<Received> {
     let is_http2 = request.http_version == "2";
     let mut authority: Vec<String> = request.authority.iter().cloned().collect();
     let mut headers = HeaderMap::new();
     for (name, value) in &request.headers {
-        let name = HeaderName::from_bytes(&bytes(name)).unwrap();
+        let name = HeaderName::from_bytes(&bytes(name)).ok()?;
         if name == http::header::HOST {
             // HTTP/1.1 joins the lines; in HTTP/2 `:authority` wins.
             if !is_http2 || authority.is_empty() {
@@ -45,10 +46,10 @@ pub(crate) fn receive(request: &Request) -> Received {
             }
             continue;
         }
-        headers.append(name, header_value(value));
+        headers.append(name, header_value(value)?);
     }
     if let Some(xff) = &request.xff {
-        headers.append("x-forwarded-for", header_value(xff));
+        headers.append("x-forwarded-for", header_value(xff)?);
     }
     let mut authority = authority.join(",");
     let mut path = request.path.as_deref();
@@ -65,7 +66,7 @@ pub(crate) fn receive(request: &Request) -> Received {
         rest[..end].clone_into(&mut authority);
         path = Some(if rest[end..].is_empty() { "/" } else { &rest[end..] });
     }
-    proxy_headers(&mut headers, request);
+    proxy_headers(&mut headers, request)?;
     let is_preflight = request.method == "OPTIONS"
         && headers.contains_key("origin")
         && headers.contains_key("access-control-request-method");
@@ -81,7 +82,7 @@ pub(crate) fn receive(request: &Request) -> Received {
     let token = claims
         .filter(|_| !is_preflight)
         .map(|claims| VerifiedToken::assert_verified(Claims::new(claims), ["scope", "permission"]));
-    Received {
+    Some(Received {
         method: request.method.clone(),
         authority,
         path: path.map(bytes),
@@ -90,15 +91,15 @@ pub(crate) fn receive(request: &Request) -> Received {
         headers,
         later_headers,
         token,
-    }
+    })
 }
 
-fn header_value(text: &str) -> HeaderValue {
-    HeaderValue::from_bytes(bytes(text).trim_ascii()).unwrap()
+fn header_value(text: &str) -> Option<HeaderValue> {
+    HeaderValue::from_bytes(bytes(text).trim_ascii()).ok()
 }
 
 /// Group `proxy-headers`: what a sidecar's connection manager does to headers.
-fn proxy_headers(headers: &mut HeaderMap, request: &Request) {
+fn proxy_headers(headers: &mut HeaderMap, request: &Request) -> Option<()> {
     for name in [
         "connection",
         "keep-alive",
@@ -122,7 +123,7 @@ fn proxy_headers(headers: &mut HeaderMap, request: &Request) {
         && let Some(id) = &request.peer.spiffe_id
     {
         let value = format!("By=spiffe://cluster.local/ns/foo/sa/httpbin;Hash=00;URI={id}");
-        headers.insert("x-forwarded-client-cert", header_value(&value));
+        headers.insert("x-forwarded-client-cert", header_value(&value)?);
     }
     if !headers.contains_key("x-forwarded-proto") {
         let scheme = if request.peer.tls { "https" } else { "http" };
@@ -132,6 +133,7 @@ fn proxy_headers(headers: &mut HeaderMap, request: &Request) {
         let id = HeaderValue::from_static("2f0ff1a1-7f5c-4f63-9b5c-1f0b1c7a3f3d");
         headers.insert("x-request-id", id);
     }
+    Some(())
 }
 
 /// The proof that the peer's TLS gave.
