@@ -164,7 +164,13 @@ impl Compiler<'_> {
         }
         let effect = |rules: Draft, effect| rules.map(|rules| self.stage(rules, effect));
         let mut reads = Reads::default();
-        let terms = policies.iter().flat_map(|policy| policy.rules()).flat_map(Rule::terms);
+        // [SEC-AUTHZ-11] What is not enforced must not make a request unclear either.
+        let enforced = policies.iter().filter(|policy| match policy.action() {
+            Action::Allow | Action::Deny => !policy.is_dry_run(),
+            Action::Custom { .. } => true,
+            Action::Audit => false,
+        });
+        let terms = enforced.flat_map(|policy| policy.rules()).flat_map(Rule::terms);
         terms.for_each(|term| reads.add(&term.attribute));
         let applied = policies.iter().map(|policy| Applied {
             name: policy_name(policy),

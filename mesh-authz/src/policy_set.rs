@@ -88,7 +88,8 @@ impl PolicySet {
 
     /// Decides by the AUDIT, DENY and ALLOW policies ([SEM-EVAL-01], steps 4 to 6).
     ///
-    /// Total, without allocation, and linear in the size of the policies.
+    /// Total, linear in the size of the policies, and without allocation, unless a host of more
+    /// than 256 bytes comes in capitals.
     pub fn decide(&self, facts: &RequestFacts<'_>) -> Decision {
         if let Some(rule) = self.strict_refusal(facts) {
             return Decision::new(Verdict::Deny(DenyReason::Strict(rule)));
@@ -174,7 +175,7 @@ pub(crate) struct Applied {
     pub(crate) dry_run: bool,
 }
 
-/// What the policies of a set ask about at all.
+/// What the enforced policies of a set ask about at all.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "four independent answers to yes-no questions")]
 pub(crate) struct Reads {

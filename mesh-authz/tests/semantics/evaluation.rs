@@ -149,9 +149,16 @@ fn sec_authz_11_dry_run_and_audit_never_change_a_decision() {
     more.push(rename(dry_run(policy("DENY", json!([{}]))), "dry"));
     more.push(rename(dry_run(policy("ALLOW", to(json!({"paths": ["/none"]})))), "dry-allow"));
     more.push(rename(policy("AUDIT", json!([{}])), "audit"));
-    for path in ["/a", "/b"] {
+    for path in ["/a", "/b", "/a;x"] {
         assert_eq!(istio(&enforced, &get(path)), istio(&more, &get(path)));
     }
+    // What they read does not make the strict reading refuse either.
+    let enforced = [policy("DENY", to(json!({"methods": ["PUT"]})))];
+    let mut more = enforced.to_vec();
+    more.push(rename(dry_run(policy("DENY", to(json!({"paths": ["/x"]})))), "dry"));
+    more.push(rename(policy("AUDIT", to(json!({"paths": ["/x"], "hosts": ["h"]}))), "audit"));
+    let odd = get("/a;x").host("h:1");
+    assert_eq!((strict(&enforced, &odd), strict(&more, &odd)), (200, 200));
 }
 
 #[test]
