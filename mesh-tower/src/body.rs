@@ -27,6 +27,7 @@ impl<B> RequestBody<B> {
     }
 }
 
+#[cfg(feature = "rego")]
 impl<B: Body<Data = Bytes> + Unpin> RequestBody<B> {
     /// Reads until the end or until more than `limit` bytes are here.
     ///
@@ -155,7 +156,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "rego"))]
 mod tests {
     use http_body_util::{BodyExt, Full, StreamBody};
 

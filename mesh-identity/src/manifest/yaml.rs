@@ -167,10 +167,11 @@ fn is_indented_by_tab(lines: &[&str], place: Place) -> bool {
 
 /// The usual reason for a syntax error, which the parser may notice a line early.
 fn tab_after(lines: &[&str], place: Place) -> Option<SyntaxError> {
-    let near = lines.iter().enumerate().skip(place.line.saturating_sub(1)).take(3);
+    let mut near = lines.iter().enumerate().skip(place.line.saturating_sub(1)).take(3);
     let indent =
         |line: &str| line.chars().take_while(|c| c.is_whitespace()).position(|c| c == '\t');
-    near.filter_map(|(at, line)| Some((at, indent(line)?))).next().map(|(at, column)| SyntaxError {
+    let (at, column) = near.find_map(|(at, line)| Some((at, indent(line)?)))?;
+    Some(SyntaxError {
         place: Some(Place { line: at.saturating_add(1), column: column.saturating_add(1) }),
         message: "a tab cannot indent YAML; use spaces".to_owned(),
     })
