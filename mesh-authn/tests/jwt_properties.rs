@@ -526,6 +526,28 @@ fn sec_jwt_14_there_is_never_a_default_key() {
 }
 
 #[test]
+fn sec_jwt_15_a_token_that_names_a_missing_key_says_whose() {
+    let idp = Idp::new(ISSUER, "old");
+    let url = "https://idp.example/keys";
+    let source = KeySource::Url(url.to_owned());
+    let mut sets = KeySets::new();
+    sets.insert(source.clone(), Arc::new(idp.keys()));
+    let rules = [Idp::new("https://a.example", "k").rule(), json!({"issuer": ISSUER, "jwksUri": url})];
+    let authenticator = compile_with(&rules, TokenOptions::strict(), &sets);
+    let lacking = |token: &str| match judge_at(&authenticator, &bearer(token), "/", NOW) {
+        Authentication::Refused(refusal) => authenticator.lacking(&refusal),
+        Authentication::Anonymous(_) | Authentication::Authenticated { .. } => None,
+    };
+    assert_eq!(lacking(&Idp::new(ISSUER, "new").token("x")), Some(source));
+    // A known key, a foreign issuer, an inline set, an expired token: no reason to fetch.
+    assert_eq!(lacking(&Idp::new(ISSUER, "old").token("x")), None);
+    assert_eq!(lacking(&Idp::new("https://b.example", "new").token("x")), None);
+    assert_eq!(lacking(&Idp::new("https://a.example", "new").token("x")), None);
+    let expired = json!({"iss": ISSUER, "exp": NOW - 100});
+    assert_eq!(lacking(&Idp::new(ISSUER, "new").sign_claims(&expired)), None);
+}
+
+#[test]
 fn sec_jwt_17_a_client_cannot_write_output_headers() {
     let idp = Idp::new(ISSUER, "a");
     let mut rule = idp.rule();

@@ -195,6 +195,13 @@ impl RequestAuthenticator {
         &self.wanted
     }
 
+    /// The source of the key set that lacked the key a refused token names, if that is why: the
+    /// set may be older than the key ([`super::KeyRefresh::missing_key`]).
+    #[must_use]
+    pub fn lacking(&self, refusal: &Refusal) -> Option<KeySource> {
+        self.rules.get(refusal.lacking()?)?.spec.source()
+    }
+
     /// Judges the tokens of a request. `now` is the wall clock.
     ///
     /// No token passes as anonymous; a bad token is refused, even where none is required.
@@ -204,17 +211,13 @@ impl RequestAuthenticator {
         if self.rules.is_empty() {
             return Authentication::Anonymous(untouched());
         }
-        // [SEM-JWT-35]
+        // [SEM-JWT-35]; in strict mode a preflight's tokens are judged [SEM-STRICT-16].
         let preflight = is_preflight(request);
         if preflight && self.options.tolerates(Tolerance::UncheckedPreflight) {
             return Authentication::Anonymous(untouched());
         }
         match Judge::new(self, request, now.as_secs()).judge() {
-            Err(reason) => {
-                // A preflight that Istio passes is refused for its token, in strict mode only.
-                let path_in_realm = self.options.tolerates(Tolerance::PathInRealm);
-                Authentication::Refused(Refusal::new(reason, path_in_realm))
-            }
+            Err(refusal) => Authentication::Refused(refusal),
             // [SEM-STRICT-20]: verified, but nothing is exposed that Istio would not expose.
             Ok(_) if preflight => Authentication::Anonymous(untouched()),
             Ok(verdict) => {

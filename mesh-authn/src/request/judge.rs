@@ -15,7 +15,7 @@ use super::effects::{Applied, claim_outputs, payload_output};
 use super::extract::{self, Found};
 use super::few::Few;
 use super::options::Tolerance;
-use super::refusal::Reason;
+use super::refusal::{Reason, Refusal};
 use super::resource::TokenPlace;
 use super::token::{ParsedToken, SKEW};
 
@@ -32,6 +32,8 @@ pub(super) struct Judge<'a> {
     seen: Few<Seen<'a>>,
     /// A token that was not looked at because of its length.
     too_long: bool,
+    /// A rule whose fetched key set lacks the key that a token names.
+    lacking: Option<usize>,
 }
 
 /// An accepted token and the rule and place it was accepted for.
@@ -50,6 +52,19 @@ struct Seen<'a> {
     rule: usize,
     token: Cow<'a, [u8]>,
     verdict: Result<Arc<Accepted>, Reason>,
+}
+
+/// Why a rule does not accept a token.
+struct Failure {
+    reason: Reason,
+    /// The rule's key set was fetched and lacks the key that the token names.
+    lacks_key: bool,
+}
+
+impl From<Reason> for Failure {
+    fn from(reason: Reason) -> Self {
+        Self { reason, lacks_key: false }
+    }
 }
 
 /// What a rule says about a request.
@@ -73,13 +88,15 @@ impl<'a> Judge<'a> {
         now: u64,
     ) -> Self {
         let (taken, applied, seen) = (Few::new(), Few::new(), Few::new());
-        Self { of, request, now, taken, applied, seen, too_long: false }
+        Self { of, request, now, taken, applied, seen, too_long: false, lacking: None }
     }
 
-    pub(super) fn judge(mut self) -> Result<Verdict<'a>, Reason> {
-        self.as_envoy()?;
-        self.objections()?;
-        Ok(Verdict { applied: self.applied, taken: self.taken })
+    pub(super) fn judge(mut self) -> Result<Verdict<'a>, Refusal> {
+        let path_in_realm = self.of.options.tolerates(Tolerance::PathInRealm);
+        match self.as_envoy().and_then(|()| self.objections()) {
+            Ok(()) => Ok(Verdict { applied: self.applied, taken: self.taken }),
+            Err(reason) => Err(Refusal::new(reason, path_in_realm, self.lacking)),
+        }
     }
 
     /// [SEM-JWT-30], [SEM-JWT-31]. The error told is the last one met that is not "unknown
@@ -147,7 +164,12 @@ impl<'a> Judge<'a> {
             self.too_long = true;
             Err(Reason::TooLong)
         } else {
-            self.of.verify(index, &token, self.now)
+            self.of.verify(index, &token, self.now).map_err(|failure| {
+                if failure.lacks_key {
+                    self.lacking = Some(index);
+                }
+                failure.reason
+            })
         };
         self.seen.push(Seen { rule: index, token, verdict: verdict.clone() });
         verdict
@@ -329,7 +351,7 @@ impl Verdict<'_> {
 
 impl RequestAuthenticator {
     /// One token under one rule: from the cache, or step by step ([SEM-JWT-15] to [SEM-JWT-22]).
-    fn verify(&self, index: usize, token: &[u8], now: u64) -> Result<Arc<Accepted>, Reason> {
+    fn verify(&self, index: usize, token: &[u8], now: u64) -> Result<Arc<Accepted>, Failure> {
         let rule = self.rules.get(index).ok_or(Reason::UnknownIssuer)?;
         if let Some(accepted) = self.cache.get(index, token, now)
             && accepted.times.check(now, SKEW).is_ok()
@@ -339,19 +361,19 @@ impl RequestAuthenticator {
         let parsed = ParsedToken::parse(token)?;
         // [SEM-JWT-19]
         if rule.spec.issuer().is_some_and(|issuer| parsed.claims.issuer() != Some(issuer)) {
-            return Err(Reason::UnknownIssuer);
+            return Err(Reason::UnknownIssuer.into());
         }
         parsed.times.check(now, SKEW)?;
         rule.accepts_audience(&parsed.audiences)?;
         let keys = rule.keys.as_ref().ok_or(Reason::KeysUnavailable)?;
-        let key_findings = keys.verify(
-            parsed.kid.as_deref(),
-            parsed.algorithm,
-            &parsed.signed,
-            &parsed.signature,
-            rule.fetched,
-            &self.options,
-        )?;
+        let kid = parsed.kid.as_deref();
+        let (signed, signature) = (&parsed.signed, &parsed.signature);
+        let key_findings = keys
+            .verify(kid, parsed.algorithm, signed, signature, rule.fetched, &self.options)
+            .map_err(|reason| {
+                let lacks_key = rule.fetched && kid.is_some_and(|kid| !keys.has_kid(kid));
+                Failure { reason, lacks_key: lacks_key && reason == Reason::NoMatchingKey }
+            })?;
         let payload_output = payload_output(rule.spec.payload_header.as_ref(), parsed.payload_part);
         let claim_outputs = claim_outputs(&rule.spec.claim_headers, &parsed.claims);
         let one_spelling = parsed.findings.iter().all(|finding| *finding == Tolerance::NoExpiry);

@@ -29,6 +29,7 @@ mod key_set;
 mod options;
 #[cfg(test)]
 mod p1363;
+mod refresh;
 mod refusal;
 mod resource;
 mod token;
@@ -44,6 +45,7 @@ pub use effects::Effects;
 pub use jwt_svid::{AuthorityProblem, JwtSvid, JwtSvidError, JwtSvidVerifier, UnusableAuthority};
 pub use key_set::{KeyProblem, KeySet, KeySetError, MAX_KEY_SET_LEN, MAX_KEYS, SkippedKey};
 pub use options::{MAX_TOKEN_LEN, TokenOptions, Tolerance};
+pub use refresh::{Fetched, KeyRefresh, KeyState, RefreshPolicy};
 pub use refusal::{Reason, Refusal, StringClaim, TimeClaim};
 pub use resource::{
     JwtRule, MAX_KEY_URL_LEN, MAX_RULES, MAX_SPACE_DELIMITED, RequestAuthentication,

@@ -132,14 +132,20 @@ impl Reason {
 pub struct Refusal {
     reason: Reason,
     path_in_realm: bool,
+    /// The rule whose fetched key set lacks the key that a token names.
+    lacking: Option<usize>,
 }
 
 /// Longest part of path and query that the challenge repeats, in bytes: Envoy's limit.
 const MAX_REALM_PATH: usize = 256;
 
 impl Refusal {
-    pub(super) fn new(reason: Reason, path_in_realm: bool) -> Self {
-        Self { reason, path_in_realm }
+    pub(super) fn new(reason: Reason, path_in_realm: bool, lacking: Option<usize>) -> Self {
+        Self { reason, path_in_realm, lacking }
+    }
+
+    pub(super) fn lacking(&self) -> Option<usize> {
+        self.lacking
     }
 
     /// Why; for the audit event, not for the client.
