@@ -4,7 +4,7 @@ use std::fmt;
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::spiffe_id::SpiffeId;
 use crate::x509::{CertificateProfile, MAX_CHAIN_CERTIFICATES, SvidError};
@@ -25,6 +25,15 @@ pub struct X509Svid {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SvidLoadError {
+    /// A certificate after the leaf breaks a rule for issuers.
+    #[error("certificate {at} of the chain: {error}")]
+    Issuer {
+        /// Its place in the chain, the leaf being 0.
+        at: usize,
+        /// The rule.
+        error: SvidError,
+    },
+
     /// The leaf breaks a rule.
     #[error("certificate: {0}")]
     Leaf(#[from] SvidError),
@@ -43,7 +52,7 @@ impl X509Svid {
     ///
     /// # Errors
     ///
-    /// The rule that the leaf breaks.
+    /// The rule that the leaf or an issuer breaks.
     pub fn from_der(
         chain: Vec<CertificateDer<'static>>,
         key: &PrivatePkcs8KeyDer<'_>,
@@ -54,6 +63,11 @@ impl X509Svid {
         }
         let profile = CertificateProfile::parse(leaf)?;
         let id = profile.leaf_id()?;
+        for (at, issuer) in chain.iter().enumerate().skip(1) {
+            CertificateProfile::parse(issuer)
+                .and_then(|issuer| issuer.check_issuer(id.trust_domain()))
+                .map_err(|error| SvidLoadError::Issuer { at, error })?;
+        }
         let key = Zeroizing::new(key.secret_pkcs8_der().to_vec());
         Ok(Self { id, chain, key, profile })
     }
@@ -62,13 +76,15 @@ impl X509Svid {
     ///
     /// # Errors
     ///
-    /// What cannot be read, or the rule that the leaf breaks; nothing of the texts.
+    /// What cannot be read, or the rule that is broken; nothing of the texts.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, SvidLoadError> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
         let chain = chain.map_err(|_detail| SvidLoadError::NoChain)?;
-        let key =
+        let mut key =
             PrivatePkcs8KeyDer::from_pem_slice(key).map_err(|_detail| SvidLoadError::NoKey)?;
-        Self::from_der(chain, &key)
+        let svid = Self::from_der(chain, &key);
+        key.zeroize();
+        svid
     }
 
     /// Who the leaf names.

@@ -6,9 +6,12 @@ use crate::spiffe_id::SpiffeIdError;
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SvidError {
-    /// Every authority of the trust domain has expired or is not yet valid ([SEC-ID-5]).
-    #[error("no authority of the trust domain is valid now")]
-    AuthoritiesExpired,
+    /// The authority that the path ends in has expired or is not yet valid ([SEC-ID-5]).
+    #[error("authority {at} of the trust domain's bundle has expired or is not yet valid")]
+    AuthorityExpired {
+        /// Its place among the bundle's X.509 authorities, from 0.
+        at: usize,
+    },
 
     /// rustls-webpki cannot read the leaf.
     #[error("certificate cannot be read: {0}")]
@@ -93,6 +96,10 @@ pub enum SvidError {
     /// More than the limit of names in the SAN ([SEC-ID-7]).
     #[error("more than {} names", super::profile::MAX_NAMES)]
     TooManyNames,
+
+    /// The issuers' names lead upwards in too many ways ([SEC-ID-7]).
+    #[error("issuers of the same name allow too many paths; send only the leaf's own issuers")]
+    TooManyPaths,
 
     /// More than one URI SAN ([SEC-ID-2]).
     #[error("more than one URI SAN")]

@@ -5,17 +5,19 @@
 
 mod error;
 mod key;
+#[cfg(test)]
+mod limbo;
+mod path;
 mod profile;
+mod search;
 
-use std::cell::Cell;
-
-use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage, VerifiedPath};
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
 
 pub use error::SvidError;
 pub use key::check_public_key;
 pub use profile::{CertificateProfile, Validity};
 
+use self::path::PathStep;
 use crate::bundle::BundleSet;
 use crate::spiffe_id::SpiffeId;
 
@@ -90,81 +92,15 @@ pub fn verify_svid(
 
     // [SEC-ID-8] The trust domain that the leaf claims chooses whom to ask, and nothing else does.
     let bundle = bundles.get(id.trust_domain()).ok_or(SvidError::UnknownTrustDomain)?;
-    if bundle.x509_authorities().is_empty() {
-        return Err(SvidError::NoAuthorities);
-    }
-    // [SEC-ID-5] webpki looks at no date of an anchor.
-    let authorities = bundle.x509_authorities().iter();
-    let valid: Vec<_> = authorities.filter(|one| one.validity().contains(now)).collect();
-    if valid.is_empty() {
-        return Err(SvidError::AuthoritiesExpired);
-    }
-    let anchors: Vec<TrustAnchor<'_>> = valid.iter().map(|one| one.anchor().clone()).collect();
-
-    let end_entity = EndEntityCert::try_from(leaf).map_err(SvidError::Certificate)?;
-    let issuers = IssuerCheck { trust_domain: id.trust_domain(), objection: Cell::new(None) };
-    let check = |path: &VerifiedPath<'_>| issuers.check(path);
-    let path = end_entity
-        .verify_for_usage(
-            algorithms,
-            &anchors,
-            intermediates,
-            now,
-            purpose(role),
-            None,
-            Some(&check),
-        )
-        .map_err(|error| issuers.objection.take().unwrap_or(SvidError::Path(error)))?;
-
-    let mut not_after = profile.validity().not_after();
-    for issuer in path.intermediate_certificates() {
-        let issuer = CertificateProfile::parse(&issuer.der())?;
-        not_after = not_after.min(issuer.validity().not_after());
-    }
-    let anchor = path.anchor();
-    let authority =
-        valid.iter().find(|one| one.anchor() == anchor).ok_or(SvidError::NoAuthorities)?;
-    Ok(VerifiedSvid {
-        id,
-        not_after: not_after.min(authority.validity().not_after()),
-        authority: authority.der().clone(),
-    })
-}
-
-/// [SEC-ID-3] webpki accepts a leaf without extended key usage; one that has it must have both
-/// purposes, which the profile checks, so here the role in use is enough.
-fn purpose(role: Role) -> impl ExtendedKeyUsageValidator {
-    match role {
-        Role::Client => Purpose(KeyUsage::client_auth()),
-        Role::Server => Purpose(KeyUsage::server_auth()),
-    }
-}
-
-struct Purpose(KeyUsage);
-
-impl ExtendedKeyUsageValidator for Purpose {
-    fn validate(&self, purposes: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
-        self.0.validate(purposes)
-    }
-}
-
-/// What SPIFFE asks of issuers and webpki does not ([SEC-ID-4]). Part of path building, so that
-/// another path may still be found.
-struct IssuerCheck<'a> {
-    trust_domain: &'a str,
-    objection: Cell<Option<SvidError>>,
-}
-
-impl IssuerCheck<'_> {
-    fn check(&self, path: &VerifiedPath<'_>) -> Result<(), webpki::Error> {
-        for issuer in path.intermediate_certificates() {
-            let checked = CertificateProfile::parse(&issuer.der())
-                .and_then(|profile| profile.check_issuer(self.trust_domain));
-            if let Err(objection) = checked {
-                self.objection.set(Some(objection));
-                return Err(webpki::Error::UnknownIssuer);
-            }
-        }
-        Ok(())
-    }
+    let step = PathStep {
+        trust_domain: id.trust_domain(),
+        authorities: bundle.x509_authorities(),
+        now,
+        role,
+        algorithms,
+    };
+    let path = step.verify(leaf, intermediates)?;
+    let not_after = profile.validity().not_after().min(path.not_after);
+    let authority = path.authority.der().clone();
+    Ok(VerifiedSvid { id, not_after, authority })
 }

@@ -46,8 +46,8 @@ impl Validity {
 
 /// The parts of a certificate that the SVID rules look at.
 ///
-/// Every name of every SAN extension has been counted on the DER itself, so that no library's
-/// first-wins or skip-what-I-cannot-read decides who somebody is.
+/// Every URI name has been counted, decodable or not, so that no library's first-wins or
+/// skip-what-I-cannot-read decides who somebody is.
 #[derive(Clone, Debug)]
 pub struct CertificateProfile {
     validity: Validity,
@@ -56,6 +56,7 @@ pub struct CertificateProfile {
     /// The only URI, when there is exactly one and it is text.
     uri: Option<String>,
     is_ca: Option<bool>,
+    path_length: Option<usize>,
     usage: Option<Usage>,
     purposes: Option<Purposes>,
     public_key: Vec<u8>,
@@ -92,15 +93,15 @@ impl CertificateProfile {
             uris: 0,
             uri: None,
             is_ca: None,
+            path_length: None,
             usage: None,
             purposes: None,
             public_key: certificate.public_key().raw.to_vec(),
         };
-        // [SEC-ID-2] Names are counted over all SAN extensions before doubles are refused, so that
-        // two identities in two extensions are reported as what they are.
         for extension in certificate.extensions() {
             profile.read(extension.parsed_extension(), extension.critical)?;
         }
+        // [SEC-ID-2] No second SAN extension, and no second of any other.
         certificate.extensions_map().map_err(|_detail| SvidError::DuplicateExtension)?;
         Ok(profile)
     }
@@ -109,6 +110,12 @@ impl CertificateProfile {
     #[must_use]
     pub fn validity(&self) -> Validity {
         self.validity
+    }
+
+    /// How many certificate authorities may follow below this one; nothing is no limit.
+    #[must_use]
+    pub fn path_length(&self) -> Option<usize> {
+        self.path_length
     }
 
     /// The subject public key info, DER.
@@ -146,7 +153,12 @@ impl CertificateProfile {
     }
 
     /// Whether it may issue for a trust domain ([SEC-ID-4]).
-    pub(crate) fn check_issuer(&self, trust_domain: &str) -> Result<(), SvidError> {
+    ///
+    /// # Errors
+    ///
+    /// It is no authority, may not sign, or has a URI name that is not the trust domain's own
+    /// SPIFFE ID.
+    pub fn check_issuer(&self, trust_domain: &str) -> Result<(), SvidError> {
         self.check_authority()?;
         match self.id() {
             Ok(None) => Ok(()),
@@ -181,6 +193,9 @@ impl CertificateProfile {
             self.count_names(&san.general_names)?;
         } else if let ParsedExtension::BasicConstraints(constraints) = extension {
             self.is_ca = Some(constraints.ca);
+            // What is too large to count is no limit that a chain could reach.
+            let most = constraints.path_len_constraint;
+            self.path_length = most.map(|most| usize::try_from(most).unwrap_or(usize::MAX));
         } else if let ParsedExtension::KeyUsage(usage) = extension {
             self.usage = Some(Usage {
                 digital_signature: usage.digital_signature(),

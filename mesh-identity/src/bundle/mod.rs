@@ -1,5 +1,7 @@
 //! Trust bundles: the authorities of a trust domain, each set for that domain alone.
 
+mod json;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -8,9 +10,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, TrustAnchor};
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::Value;
+use rustls_pki_types::{CertificateDer, Der, TrustAnchor};
+use serde_json::{Map, Value};
 
 use crate::spiffe_id::SpiffeIdError;
 use crate::trust_domain::TrustDomain;
@@ -27,7 +28,7 @@ pub const MAX_BUNDLE_LEN: usize = 1024 * 1024;
 pub struct X509Authority {
     der: CertificateDer<'static>,
     anchor: TrustAnchor<'static>,
-    validity: Validity,
+    profile: CertificateProfile,
 }
 
 impl X509Authority {
@@ -41,8 +42,7 @@ impl X509Authority {
         profile.check_authority()?;
         let anchor = webpki::anchor_from_trusted_cert(&der).map_err(SvidError::Certificate)?;
         let anchor = anchor.to_owned();
-        let validity = profile.validity();
-        Ok(Self { der, anchor, validity })
+        Ok(Self { der, anchor, profile })
     }
 
     /// The certificate.
@@ -54,11 +54,22 @@ impl X509Authority {
     /// When it is valid.
     #[must_use]
     pub fn validity(&self) -> Validity {
-        self.validity
+        self.profile.validity()
     }
 
-    pub(crate) fn anchor(&self) -> &TrustAnchor<'static> {
-        &self.anchor
+    pub(crate) fn profile(&self) -> &CertificateProfile {
+        &self.profile
+    }
+
+    /// Name, key and name constraints, borrowed: webpki wants a list of values, and each handshake
+    /// would copy every authority.
+    pub(crate) fn anchor(&self) -> TrustAnchor<'_> {
+        let TrustAnchor { subject, subject_public_key_info, name_constraints } = &self.anchor;
+        TrustAnchor {
+            subject: Der::from_slice(subject),
+            subject_public_key_info: Der::from_slice(subject_public_key_info),
+            name_constraints: name_constraints.as_ref().map(|der| Der::from_slice(der)),
+        }
     }
 }
 
@@ -72,7 +83,7 @@ impl Eq for X509Authority {}
 
 impl fmt::Debug for X509Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("X509Authority").field("validity", &self.validity).finish_non_exhaustive()
+        f.debug_struct("X509Authority").field("validity", &self.validity()).finish_non_exhaustive()
     }
 }
 
@@ -143,9 +154,22 @@ pub enum BundleError {
         message: &'static str,
     },
 
+    /// A bundle cannot follow one of another trust domain.
+    #[error("bundle of another trust domain than the one held")]
+    OtherTrustDomain,
+
     /// A PEM block cannot be read, or there is none.
     #[error("no readable authority; expected PEM blocks CERTIFICATE")]
     Pem,
+
+    /// A copy older than the one held ([SEC-ID-9]).
+    #[error("spiffe_sequence is {new}, older than the held bundle's {held}")]
+    Stale {
+        /// The sequence of the copy.
+        new: u64,
+        /// The sequence of the bundle that stays.
+        held: u64,
+    },
 
     /// Longer than the limit.
     #[error("longer than {MAX_BUNDLE_LEN} bytes")]
@@ -173,10 +197,14 @@ impl TrustBundle {
     /// Adds an X.509 authority; one that is there already is not added again.
     #[must_use]
     pub fn with_authority(mut self, authority: X509Authority) -> Self {
+        self.add_authority(authority);
+        self
+    }
+
+    fn add_authority(&mut self, authority: X509Authority) {
         if !self.x509_authorities.contains(&authority) {
             self.x509_authorities.push(authority);
         }
-        self
     }
 
     /// Reads X.509 authorities from PEM text.
@@ -184,7 +212,11 @@ impl TrustBundle {
     /// # Errors
     ///
     /// A block that cannot be read or an authority that is not acceptable: all are taken or none.
+    /// No certificate at all, because an empty file is more often a mistake than a bundle.
     pub fn from_pem(trust_domain: TrustDomain, pem: &[u8]) -> Result<Self, BundleError> {
+        if pem.len() > MAX_BUNDLE_LEN {
+            return Err(BundleError::TooLong);
+        }
         let mut bundle = Self::new(trust_domain);
         for (at, der) in CertificateDer::pem_slice_iter(pem).enumerate() {
             let der = der.map_err(|_detail| BundleError::Pem)?;
@@ -208,19 +240,29 @@ impl TrustBundle {
     ///
     /// What is not of the right shape, or a key that breaks the rules for its use.
     pub fn from_json(trust_domain: TrustDomain, json: &str) -> Result<Self, BundleError> {
-        if json.len() > MAX_BUNDLE_LEN {
-            return Err(BundleError::TooLong);
+        Self::from_object(trust_domain, &parse_document(json)?)
+    }
+
+    /// This bundle, to be held in place of an earlier one ([SEC-ID-9]).
+    ///
+    /// # Errors
+    ///
+    /// It is of another trust domain, or a stale copy: its `spiffe_sequence` is smaller. Then the
+    /// held one stays.
+    pub fn succeeding(self, held: &Self) -> Result<Self, BundleError> {
+        if self.trust_domain != held.trust_domain {
+            return Err(BundleError::OtherTrustDomain);
         }
-        let document: Object =
-            serde_json::from_str(json).map_err(|error| BundleError::json(&error))?;
-        Self::from_object(trust_domain, &document.0)
+        match (self.sequence, held.sequence) {
+            (Some(new), Some(held)) if new < held => Err(BundleError::Stale { new, held }),
+            (_, _) => Ok(self),
+        }
     }
 
     fn from_object(
         trust_domain: TrustDomain,
-        document: &BTreeMap<String, Value>,
+        document: &Map<String, Value>,
     ) -> Result<Self, BundleError> {
-        let shape = |message: &str| BundleError::Json { message: message.to_owned() };
         let mut bundle = Self::new(trust_domain);
         let keys = document.get("keys").ok_or_else(|| shape("field keys is missing"))?;
         let keys = keys.as_array().ok_or_else(|| shape("keys is not a list"))?;
@@ -264,8 +306,9 @@ impl TrustBundle {
                 let der = STANDARD.decode(certificate);
                 let der = der.map_err(|_detail| wrong("x5c is not base64"))?;
                 let authority = X509Authority::from_der(CertificateDer::from(der));
-                self.x509_authorities
-                    .push(authority.map_err(|error| BundleError::Authority { at, error })?);
+                self.add_authority(
+                    authority.map_err(|error| BundleError::Authority { at, error })?,
+                );
             }
             Some("jwt-svid") => {
                 let kid = text("kid").filter(|kid| !kid.is_empty());
@@ -317,10 +360,20 @@ impl TrustBundle {
     }
 }
 
-impl BundleError {
-    fn json(error: &serde_json::Error) -> Self {
-        Self::Json { message: error.to_string() }
+/// One JSON object, every name in it once.
+fn parse_document(text: &str) -> Result<Map<String, Value>, BundleError> {
+    if text.len() > MAX_BUNDLE_LEN {
+        return Err(BundleError::TooLong);
     }
+    match json::parse(text) {
+        Ok(Value::Object(document)) => Ok(document),
+        Ok(_) => Err(shape("not an object")),
+        Err(error) => Err(BundleError::Json { message: error.to_string() }),
+    }
+}
+
+fn shape(message: &str) -> BundleError {
+    BundleError::Json { message: message.to_owned() }
 }
 
 /// The bundles a workload believes in: one for each trust domain, never pooled ([SEC-ID-8]).
@@ -355,13 +408,14 @@ impl BundleSet {
     ///
     /// What is wrong with any of them; a trust domain that occurs twice.
     pub fn from_json(json: &str) -> Result<Self, BundleError> {
-        if json.len() > MAX_BUNDLE_LEN {
-            return Err(BundleError::TooLong);
-        }
-        let map: BundleMap =
-            serde_json::from_str(json).map_err(|error| BundleError::json(&error))?;
-        let bundles = map.trust_domains.0.iter().map(|(name, document)| {
-            TrustBundle::from_object(name.parse::<TrustDomain>()?, &document.0)
+        let document = parse_document(json)?;
+        let map = document.get("trust_domains");
+        let map = map.ok_or_else(|| shape("field trust_domains is missing"))?;
+        let map = map.as_object().ok_or_else(|| shape("trust_domains is not an object"))?;
+        let bundles = map.iter().map(|(name, document)| {
+            let document = document.as_object();
+            let document = document.ok_or_else(|| shape("a bundle is not an object"))?;
+            TrustBundle::from_object(name.parse::<TrustDomain>()?, document)
         });
         Self::from_bundles(bundles.collect::<Result<Vec<_>, BundleError>>()?)
     }
@@ -375,46 +429,5 @@ impl BundleSet {
     /// All bundles, sorted by trust domain.
     pub fn iter(&self) -> impl Iterator<Item = &TrustBundle> {
         self.bundles.values().map(Arc::as_ref)
-    }
-}
-
-#[derive(serde::Deserialize)]
-struct BundleMap {
-    trust_domains: Unique<Object>,
-}
-
-/// An object whose names occur once; values keep serde_json's own rules.
-struct Object(BTreeMap<String, Value>);
-
-impl<'de> Deserialize<'de> for Object {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Unique::<Value>::deserialize(deserializer).map(|unique| Self(unique.0))
-    }
-}
-
-/// A map that refuses a name that occurs twice; serde's own would keep the last.
-struct Unique<T>(BTreeMap<String, T>);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unique<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Names<T>(std::marker::PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Names<T> {
-            type Value = Unique<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut unique = BTreeMap::new();
-                while let Some((name, value)) = map.next_entry::<String, T>()? {
-                    if unique.insert(name, value).is_some() {
-                        return Err(A::Error::custom("a name occurs twice"));
-                    }
-                }
-                Ok(Unique(unique))
-            }
-        }
-        deserializer.deserialize_map(Names(std::marker::PhantomData))
     }
 }

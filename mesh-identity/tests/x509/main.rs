@@ -1,0 +1,16 @@
+//! X.509-SVIDs and trust bundles: each rule with the certificate that breaks it.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a test fails by panicking"
+)]
+
+mod bundle;
+mod chain;
+mod cost;
+mod federation;
+mod leaf;
+mod load;
+mod mint;
+mod third_party;
