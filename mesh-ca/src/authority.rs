@@ -3,13 +3,15 @@
 use std::fmt;
 use std::time::Duration;
 
-use mesh_identity::x509::{CertificateProfile, Role, verify_svid};
+use mesh_identity::x509::{CertificateProfile, Role, SvidError, verify_svid};
 use mesh_identity::{BundleSet, SpiffeId, TrustBundle, TrustDomain, X509Authority, X509Svid};
 use rcgen::{CertificateParams, Issuer, PublicKeyData};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{
     CertificateDer, PrivatePkcs8KeyDer, SignatureVerificationAlgorithm, UnixTime,
 };
+use zeroize::Zeroize as _;
+#[cfg(feature = "export")]
 use zeroize::Zeroizing;
 
 use crate::csr::CertificateRequest;
@@ -57,6 +59,8 @@ pub struct Authority {
     /// What leaves are sent with: the way up to the root, which is not part of it.
     intermediates: Vec<CertificateDer<'static>>,
     root: X509Authority,
+    /// Whether its certificate may sign that of another authority.
+    allows_authorities: bool,
 }
 
 impl Authority {
@@ -88,11 +92,13 @@ impl Authority {
         certificate: &[u8],
         key: &[u8],
     ) -> Result<Self, CaError> {
-        let certificate = CertificateDer::from_pem_slice(certificate);
-        let certificate = certificate
-            .map_err(|_detail| CaError::Authority(mesh_identity::x509::SvidError::Malformed))?;
-        let key = PrivatePkcs8KeyDer::from_pem_slice(key).map_err(|_detail| CaError::Key)?;
-        let key = CaKey::from_pkcs8(Zeroizing::new(key.secret_pkcs8_der().to_vec()))?;
+        let blocks: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
+        let blocks = blocks.map_err(|_detail| CaError::Authority(SvidError::Malformed))?;
+        let [certificate] = blocks.try_into().map_err(|_several: Vec<_>| CaError::NotOne)?;
+        let mut pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(key).map_err(|_detail| CaError::Key)?;
+        let key = CaKey::from_pkcs8(pkcs8.secret_pkcs8_der());
+        pkcs8.zeroize();
+        let key = key?;
         let root = X509Authority::from_der(certificate.clone()).map_err(CaError::Authority)?;
         Self::assemble(trust_domain, certificate, key, Vec::new(), root)
     }
@@ -101,10 +107,13 @@ impl Authority {
     ///
     /// # Errors
     ///
-    /// When this authority is an intermediate itself, or ends before the life asked for.
+    /// When this authority may have none below it, or ends before the life asked for.
     pub fn new_intermediate(&self, life: Duration, now: UnixTime) -> Result<Self, CaError> {
         let not_after = after(now, life);
-        if !self.intermediates.is_empty() || not_after > self.not_after {
+        if !self.allows_authorities {
+            return Err(CaError::NoAuthorityBelow);
+        }
+        if not_after > self.not_after {
             return Err(CaError::RotationDue);
         }
         let params = profile::intermediate(&self.trust_domain, before(now), not_after)?;
@@ -122,12 +131,14 @@ impl Authority {
         root: X509Authority,
     ) -> Result<Self, CaError> {
         let profile = CertificateProfile::parse(&certificate).map_err(CaError::Authority)?;
+        profile.check_issuer(trust_domain.as_str()).map_err(CaError::Authority)?;
         if profile.public_key() != key.subject_public_key_info() {
             return Err(CaError::KeyMismatch);
         }
         Ok(Self {
             trust_domain: trust_domain.clone(),
             not_after: profile.validity().not_after(),
+            allows_authorities: profile.path_length() != Some(0),
             issuer: Issuer::from_ca_cert_der(&certificate, key)?,
             certificate,
             intermediates,
@@ -151,7 +162,7 @@ impl Authority {
         now: UnixTime,
     ) -> Result<X509Svid, CaError> {
         let pkcs8 = generate_pkcs8()?;
-        let key = CaKey::from_pkcs8(pkcs8.clone())?;
+        let key = CaKey::from_pkcs8(&pkcs8)?;
         let chain = self.issue(id, &key, ttl, now)?;
         Ok(X509Svid::from_der(chain, &PrivatePkcs8KeyDer::from(pkcs8.as_slice()))?)
     }
@@ -163,7 +174,7 @@ impl Authority {
     ///
     /// # Errors
     ///
-    /// As [`Authority::issue_svid`], and a request for the authority's own key.
+    /// As [`Authority::issue_svid`], and a request for the authority's or its root's own key.
     pub fn issue_for_request(
         &self,
         id: &SpiffeId,
@@ -171,7 +182,9 @@ impl Authority {
         ttl: Duration,
         now: UnixTime,
     ) -> Result<Vec<CertificateDer<'static>>, CaError> {
-        if request.spki() == self.issuer.key().subject_public_key_info() {
+        let root = CertificateProfile::parse(self.root.der()).map_err(CaError::Authority)?;
+        let own = self.issuer.key().subject_public_key_info();
+        if request.spki() == own || request.spki() == root.public_key() {
             return Err(CaError::OwnKey);
         }
         self.issue(id, request.key(), ttl, now)

@@ -3,12 +3,29 @@
 use mesh_identity::x509::check_public_key;
 use rcgen::SubjectPublicKeyInfo;
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::der_parser::asn1_rs::Oid;
+use x509_parser::oid_registry::{
+    OID_PKCS1_RSASSAPSS, OID_PKCS1_SHA256WITHRSA, OID_PKCS1_SHA384WITHRSA, OID_PKCS1_SHA512WITHRSA,
+    OID_SIG_ECDSA_WITH_SHA256, OID_SIG_ECDSA_WITH_SHA384, OID_SIG_ED25519,
+};
 use x509_parser::prelude::FromDer;
 
 use crate::error::CaError;
 
 /// Longest request, in bytes. One with an RSA key of 8192 bits needs less than 3 KiB.
 const MAX_LEN: usize = 16 * 1024;
+
+/// How a request may be signed ([SEC-ID-6]): x509-parser would accept SHA-1 too. Which of these
+/// fits the key, it checks itself; PSS it accepts with SHA-2 only.
+const SIGNATURES: [Oid<'static>; 7] = [
+    OID_PKCS1_SHA256WITHRSA,
+    OID_PKCS1_SHA384WITHRSA,
+    OID_PKCS1_SHA512WITHRSA,
+    OID_PKCS1_RSASSAPSS,
+    OID_SIG_ECDSA_WITH_SHA256,
+    OID_SIG_ECDSA_WITH_SHA384,
+    OID_SIG_ED25519,
+];
 
 /// A PKCS#10 request whose signature proves possession of its key.
 ///
@@ -34,9 +51,13 @@ impl CertificateRequest {
         if !rest.is_empty() {
             return Err(CaError::Csr);
         }
-        request.verify_signature().map_err(|_detail| CaError::CsrSignature)?;
+        // The key first: checking a signature with a huge one would cost.
         let info = &request.certification_request_info.subject_pki;
-        check_public_key(info.raw).map_err(CaError::Issued)?;
+        check_public_key(info.raw).map_err(CaError::CsrKey)?;
+        if !SIGNATURES.contains(&request.signature_algorithm.algorithm) {
+            return Err(CaError::CsrSignature);
+        }
+        request.verify_signature().map_err(|_detail| CaError::CsrSignature)?;
         let spki = info.raw.to_vec();
         let key = SubjectPublicKeyInfo::from_der(&spki)?;
         Ok(Self { key, spki })

@@ -15,6 +15,10 @@ pub enum CaError {
     #[error("certificate request cannot be read")]
     Csr,
 
+    /// The request's key is of a kind or size that is not accepted ([SEC-CA-2]).
+    #[error("certificate request: {0}")]
+    CsrKey(#[source] SvidError),
+
     /// The request does not prove possession of its key ([SEC-CA-2]).
     #[error("certificate request is not signed by its own key")]
     CsrSignature,
@@ -46,6 +50,14 @@ pub enum CaError {
     /// The issued chain and key do not make an SVID.
     #[error("issued identity: {0}")]
     Load(#[from] SvidLoadError),
+
+    /// The authority's certificate allows no authority below it ([SEC-CA-4]).
+    #[error("the authority's certificate allows no authority below it")]
+    NoAuthorityBelow,
+
+    /// Not exactly one certificate where the authority's is expected.
+    #[error("expected exactly one PEM block CERTIFICATE, the authority's")]
+    NotOne,
 
     /// The request's key is the authority's own ([SEC-CA-2]).
     #[error("certificate request asks for the authority's own key")]

@@ -11,9 +11,11 @@ use zeroize::Zeroizing;
 
 use crate::error::CaError;
 
-/// A key that signs certificates. `Debug` shows nothing.
+/// A key that signs certificates. There is no `Debug`.
+///
+/// ring does not zero its own copy on drop; ours exists only where it can be exported.
 pub(crate) struct CaKey {
-    #[cfg_attr(not(feature = "export"), expect(dead_code, reason = "kept to be exported"))]
+    #[cfg(feature = "export")]
     pkcs8: Zeroizing<Vec<u8>>,
     pair: Pair,
     public: Vec<u8>,
@@ -27,27 +29,32 @@ enum Pair {
 impl CaKey {
     /// Makes a P-256 key.
     pub(crate) fn generate() -> Result<Self, CaError> {
-        Self::from_pkcs8(generate_pkcs8()?)
+        Self::from_pkcs8(&generate_pkcs8()?)
     }
 
     /// Takes a key in PKCS#8.
-    pub(crate) fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, CaError> {
+    pub(crate) fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, CaError> {
         let random = SystemRandom::new();
         let ecdsa = [
             (&ECDSA_P256_SHA256_ASN1_SIGNING, &PKCS_ECDSA_P256_SHA256),
             (&ECDSA_P384_SHA384_ASN1_SIGNING, &PKCS_ECDSA_P384_SHA384),
         ];
         let ecdsa = ecdsa.into_iter().find_map(|(signing, algorithm)| {
-            let pair = EcdsaKeyPair::from_pkcs8(signing, &pkcs8, &random).ok()?;
+            let pair = EcdsaKeyPair::from_pkcs8(signing, pkcs8, &random).ok()?;
             Some(Pair::Ecdsa(pair, algorithm))
         });
-        let ed25519 = || Ed25519KeyPair::from_pkcs8_maybe_unchecked(&pkcs8).ok().map(Pair::Ed25519);
+        let ed25519 = || Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8).ok().map(Pair::Ed25519);
         let pair = ecdsa.or_else(ed25519).ok_or(CaError::Key)?;
         let public = match &pair {
             Pair::Ecdsa(pair, _) => pair.public_key().as_ref().to_vec(),
             Pair::Ed25519(pair) => pair.public_key().as_ref().to_vec(),
         };
-        Ok(Self { pkcs8, pair, public })
+        Ok(Self {
+            #[cfg(feature = "export")]
+            pkcs8: Zeroizing::new(pkcs8.to_vec()),
+            pair,
+            public,
+        })
     }
 
     /// The key in PKCS#8, for whoever asked for the export.

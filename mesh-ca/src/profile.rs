@@ -35,7 +35,6 @@ pub(crate) fn leaf(
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
     Ok(params)
 }
 
@@ -63,7 +62,6 @@ pub(crate) fn intermediate(
     let mut params = root(trust_domain, not_before, not_after)?;
     params.distinguished_name.push(DnType::CommonName, "intermediate");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.use_authority_key_identifier_extension = true;
     Ok(params)
 }
 
@@ -73,10 +71,12 @@ fn common(not_before: UnixTime, not_after: UnixTime) -> Result<CertificateParams
     params.serial_number = Some(serial()?);
     params.not_before = encode(not_before)?;
     params.not_after = encode(not_after)?;
+    // [SEC-CA-3] rcgen adds the subject's key identifier by itself.
+    params.use_authority_key_identifier_extension = true;
     Ok(params)
 }
 
-/// [SEC-CA-3] Positive, 127 random bits, at most 16 octets; nothing of it can be predicted.
+/// [SEC-CA-3] Positive, 126 random bits, 16 octets; nothing of it can be predicted.
 fn serial() -> Result<SerialNumber, CaError> {
     let mut bytes = [0_u8; 16];
     SystemRandom::new().fill(&mut bytes).map_err(|_detail| CaError::Random)?;
@@ -90,4 +90,24 @@ fn serial() -> Result<SerialNumber, CaError> {
 fn encode(at: UnixTime) -> Result<OffsetDateTime, CaError> {
     let seconds = i64::try_from(at.as_secs()).map_err(|_detail| CaError::Time)?;
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|_detail| CaError::Time)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn sec_ca_3_serials_are_positive_long_and_never_repeat() {
+        let count = 100_000;
+        let serials: HashSet<Vec<u8>> = (0..count).map(|_| serial().unwrap().to_bytes()).collect();
+        assert_eq!(serials.len(), count);
+        assert!(serials.iter().all(|one| one.len() == 16 && (0x40..0x80).contains(&one[0])));
+        // Neither a counter nor a time shows: every octet takes every value it can.
+        for octet in 1..16 {
+            let values: HashSet<u8> = serials.iter().map(|one| one[octet]).collect();
+            assert_eq!(values.len(), 256, "octet {octet}");
+        }
+    }
 }
