@@ -1,6 +1,5 @@
 //! `cargo fuzz run -s none path`: see `mesh_fuzz::path`.
 
 #![no_main]
-#![expect(unsafe_code, reason = "libFuzzer's entry point is a C function")]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| mesh_fuzz::path(data));

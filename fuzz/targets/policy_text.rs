@@ -1,6 +1,5 @@
 //! `cargo fuzz run -s none policy_text`: see `mesh_fuzz::policy_text`.
 
 #![no_main]
-#![expect(unsafe_code, reason = "libFuzzer's entry point is a C function")]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| mesh_fuzz::policy_text(data));

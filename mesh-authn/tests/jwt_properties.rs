@@ -532,7 +532,8 @@ fn sec_jwt_15_a_token_that_names_a_missing_key_says_whose() {
     let source = KeySource::Url(url.to_owned());
     let mut sets = KeySets::new();
     sets.insert(source.clone(), Arc::new(idp.keys()));
-    let rules = [Idp::new("https://a.example", "k").rule(), json!({"issuer": ISSUER, "jwksUri": url})];
+    let rules =
+        [Idp::new("https://a.example", "k").rule(), json!({"issuer": ISSUER, "jwksUri": url})];
     let authenticator = compile_with(&rules, TokenOptions::strict(), &sets);
     let lacking = |token: &str| match judge_at(&authenticator, &bearer(token), "/", NOW) {
         Authentication::Refused(refusal) => authenticator.lacking(&refusal),

@@ -1,7 +1,5 @@
 //! Reading manifests: what is accepted, what is refused, and that every refusal names its place.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use mesh_identity::manifest::{self, Attachment, Kind, Manifests, Problems};
 
 fn read(text: &str) -> Result<Manifests, Problems> {

@@ -365,7 +365,10 @@ mod tests {
             let mut refresh = fresh();
             assert!(refresh.begin(at(second), 0), "{second}");
             refresh.failed(at(second));
-            assert!(matches!(refresh.state(at(second)), KeyState::Stale { .. } | KeyState::TooOld { .. }));
+            assert!(matches!(
+                refresh.state(at(second)),
+                KeyState::Stale { .. } | KeyState::TooOld { .. }
+            ));
         }
     }
 }
