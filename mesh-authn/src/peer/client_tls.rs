@@ -7,11 +7,13 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{ClientConnection, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
+use rustls::sign::SingleCertAndKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, version};
 
 use super::error::{PeerError, TlsError};
 use super::expected::ExpectedServer;
+use super::own_key::own_key;
 use super::verifier::{Peer, PeerVerifier};
 
 /// What a client speaks, which decides the names it offers.
@@ -168,6 +170,7 @@ impl ClientTlsBuilder<Ready> {
     pub fn build(self) -> Result<ClientTls, TlsError> {
         let Self { provider, time, tls12, protocol, state } = self;
         let Ready { identity, bundles, server } = state;
+        let key = own_key(&identity, &provider)?;
         let algorithms = provider.signature_verification_algorithms;
         let verifier = Arc::new(PeerVerifier::new(bundles, algorithms, Peer::Server(server)));
         let versions: &[_] =
@@ -177,7 +180,7 @@ impl ClientTlsBuilder<Ready> {
             .with_protocol_versions(versions)?
             .dangerous()
             .with_custom_certificate_verifier(judge)
-            .with_client_auth_cert(identity.chain().to_vec(), identity.private_key().clone_key())?;
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
         config.alpn_protocols = protocol.names().iter().map(|name| name.to_vec()).collect();
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;

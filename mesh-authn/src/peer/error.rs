@@ -45,7 +45,8 @@ impl PeerError {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// The private key does not belong to the certificate ([SEC-ID-12]).
+    /// The private key does not belong to the certificate, or the provider cannot tell
+    /// ([SEC-ID-12]).
     #[error("private key does not belong to the certificate")]
     KeyMismatch,
 

@@ -49,6 +49,7 @@ impl ExpectedServer {
 impl fmt::Display for ExpectedServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.rule {
+            Rule::OneOf(ids) if ids.is_empty() => f.write_str("nobody"),
             Rule::OneOf(ids) => {
                 for (at, id) in ids.iter().enumerate() {
                     f.write_str(if at == 0 { "" } else { " or " })?;

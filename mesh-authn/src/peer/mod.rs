@@ -8,6 +8,7 @@ mod client_tls;
 mod error;
 mod expected;
 mod mode;
+mod own_key;
 mod resource;
 mod server_tls;
 mod verifier;

@@ -7,10 +7,12 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, ServerConnection};
+use rustls::sign::SingleCertAndKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{ServerConfig, version};
 
 use super::error::{PeerError, TlsError};
+use super::own_key::own_key;
 use super::verifier::{Peer, PeerVerifier};
 
 /// What a server offers: HTTP first, then Istio's name for plain TCP, which the acceptor sniffs.
@@ -123,6 +125,7 @@ impl ServerTlsBuilder<Ready> {
     /// A key that does not belong to the certificate, or that the provider cannot use.
     pub fn build(self) -> Result<ServerTls, TlsError> {
         let Self { provider, time, tls12, state: Ready { identity, bundles } } = self;
+        let key = own_key(&identity, &provider)?;
         let algorithms = provider.signature_verification_algorithms;
         let verifier = Arc::new(PeerVerifier::new(bundles, algorithms, Peer::Client));
         let versions: &[_] =
@@ -131,7 +134,7 @@ impl ServerTlsBuilder<Ready> {
         let mut config = ServerConfig::builder_with_details(provider, time)
             .with_protocol_versions(versions)?
             .with_client_cert_verifier(judge)
-            .with_single_cert(identity.chain().to_vec(), identity.private_key().clone_key())?;
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
         config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;

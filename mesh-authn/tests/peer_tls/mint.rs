@@ -1,0 +1,129 @@
+//! Identities made for one test.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_authn::peer::{ClientTls, ExpectedServer, ServerTls};
+use mesh_identity::{BundleSet, TrustBundle, X509Authority, X509Svid};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::time_provider::TimeProvider;
+
+/// 2027-01-15T08:00:00Z; certificates are valid for that day.
+pub(crate) const NOW: u64 = 1_800_000_000;
+pub(crate) const SERVER: &str = "spiffe://a.test/ns/shop/sa/server";
+pub(crate) const CLIENT: &str = "spiffe://a.test/ns/shop/sa/client";
+
+pub(crate) fn at(seconds: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+}
+
+pub(crate) fn now() -> UnixTime {
+    at(NOW)
+}
+
+#[derive(Debug)]
+pub(crate) struct Fixed(pub(crate) UnixTime);
+
+impl TimeProvider for Fixed {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.0)
+    }
+}
+
+pub(crate) fn clock() -> Arc<dyn TimeProvider> {
+    Arc::new(Fixed(now()))
+}
+
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn params() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.not_before = date_time_ymd(2027, 1, 15);
+    params.not_after = date_time_ymd(2027, 1, 16);
+    params
+}
+
+/// A leaf with everything right.
+pub(crate) fn leaf_params(id: &str) -> CertificateParams {
+    let mut params = params();
+    params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+/// A certificate, not looked at by anybody yet, and its key.
+pub(crate) struct Leaf {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: KeyPair,
+}
+
+impl Leaf {
+    pub(crate) fn svid(&self) -> Arc<X509Svid> {
+        let key = PrivatePkcs8KeyDer::from(self.key.serialized_der());
+        Arc::new(X509Svid::from_der(self.chain.clone(), &key).unwrap())
+    }
+}
+
+pub(crate) struct Ca {
+    authority: X509Authority,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    pub(crate) fn new() -> Self {
+        let mut params = params();
+        params.distinguished_name.push(DnType::CommonName, "root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        let authority = X509Authority::from_der(certificate).unwrap();
+        Self { authority, issuer: Issuer::new(params, key) }
+    }
+
+    pub(crate) fn leaf(&self, params: &CertificateParams) -> Leaf {
+        let key = KeyPair::generate().unwrap();
+        let chain = vec![params.signed_by(&key, &self.issuer).unwrap().der().clone()];
+        Leaf { chain, key }
+    }
+
+    pub(crate) fn svid(&self, id: &str) -> Arc<X509Svid> {
+        self.leaf(&leaf_params(id)).svid()
+    }
+
+    pub(crate) fn trust(&self) -> Arc<BundleSet> {
+        let bundle = TrustBundle::new("a.test".parse().unwrap());
+        let bundle = bundle.with_authority(self.authority.clone());
+        Arc::new(BundleSet::from_bundles([bundle]).unwrap())
+    }
+
+    pub(crate) fn server(&self) -> ServerTls {
+        self.server_as(self.svid(SERVER), false)
+    }
+
+    pub(crate) fn server_as(&self, svid: Arc<X509Svid>, tls12: bool) -> ServerTls {
+        let builder = ServerTls::builder(provider(), clock()).identity(svid).trust(self.trust());
+        if tls12 { builder.with_tls12().build().unwrap() } else { builder.build().unwrap() }
+    }
+
+    pub(crate) fn client(&self) -> ClientTls {
+        self.client_for(ExpectedServer::exact(SERVER.parse().unwrap()), false)
+    }
+
+    pub(crate) fn client_for(&self, server: ExpectedServer, tls12: bool) -> ClientTls {
+        let builder = ClientTls::builder(provider(), clock()).identity(self.svid(CLIENT));
+        let builder = builder.trust(self.trust()).expect_server(server);
+        if tls12 { builder.with_tls12().build().unwrap() } else { builder.build().unwrap() }
+    }
+}
