@@ -48,12 +48,17 @@ fn sec_jwt_11_a_token_seen_before_costs_no_allocation() {
     assert!(good(&authenticator.authenticate(&view, now)));
     let first = start.elapsed();
 
-    let region = Region::new(ALLOCATOR);
-    for _ in 0..1000 {
-        assert!(good(&black_box(authenticator.authenticate(&view, now))));
-    }
-    let change = region.change();
-    assert_eq!((change.allocations, change.reallocations), (0, 0));
+    // The counters are the process's, and the harness' own thread allocates now and then: a lookup
+    // that allocated would do so in every round.
+    let quiet = (0..10).any(|_| {
+        let region = Region::new(ALLOCATOR);
+        for _ in 0..1000 {
+            assert!(good(&black_box(authenticator.authenticate(&view, now))));
+        }
+        let change = region.change();
+        (change.allocations, change.reallocations) == (0, 0)
+    });
+    assert!(quiet, "a token seen before allocates");
 
     let rounds = 200_000;
     let start = Instant::now();

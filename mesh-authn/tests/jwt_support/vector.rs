@@ -1,17 +1,12 @@
-//! One recorded case, as its file writes it.
+//! One recorded case, as its file writes it. Members that nobody here knows are passed over.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Vector {
     pub(crate) id: String,
     pub(crate) group: String,
-    #[serde(rename = "note")]
-    pub(crate) _note: Option<String>,
-    #[serde(rename = "rfc")]
-    pub(crate) _rfc: Option<String>,
     #[serde(default)]
     pub(crate) tags: Vec<String>,
     pub(crate) request_authentications: Vec<Value>,
@@ -29,7 +24,6 @@ impl Vector {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) scheme: String,
