@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 
+use crate::bundle::X509Authority;
 use crate::claims::Claims;
 use crate::spiffe_id::SpiffeId;
 
@@ -24,13 +25,14 @@ pub struct VerifiedPeer {
     id: SpiffeId,
     chain: Arc<[CertificateDer<'static>]>,
     not_after: Option<UnixTime>,
+    authority: Option<X509Authority>,
 }
 
 impl VerifiedPeer {
     /// Asserts that chain, handshake signature and SAN rules have been verified.
     #[must_use]
     pub fn assert_verified(id: SpiffeId) -> Self {
-        Self { id, chain: Arc::from([]), not_after: None }
+        Self { id, chain: Arc::from([]), not_after: None, authority: None }
     }
 
     /// Adds the certificates that proved it, leaf first, and when the proof ends: the earliest
@@ -43,6 +45,13 @@ impl VerifiedPeer {
     ) -> Self {
         self.chain = chain.into();
         self.not_after = Some(not_after);
+        self
+    }
+
+    /// Adds the authority of the trust domain that vouched for it.
+    #[must_use]
+    pub fn with_authority(mut self, authority: X509Authority) -> Self {
+        self.authority = Some(authority);
         self
     }
 
@@ -62,6 +71,12 @@ impl VerifiedPeer {
     #[must_use]
     pub fn not_after(&self) -> Option<UnixTime> {
         self.not_after
+    }
+
+    /// The authority that vouched for it ([SEC-TLS-13]); nothing when it was not kept.
+    #[must_use]
+    pub fn authority(&self) -> Option<&X509Authority> {
+        self.authority.as_ref()
     }
 }
 

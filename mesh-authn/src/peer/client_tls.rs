@@ -14,6 +14,7 @@ use rustls::{ClientConfig, version};
 use super::error::{PeerError, TlsError};
 use super::expected::ExpectedServer;
 use super::own_key::own_key;
+use super::sessions::ClientSessions;
 use super::verifier::{Peer, PeerVerifier};
 
 /// What a client speaks, which decides the names it offers.
@@ -43,8 +44,12 @@ impl ClientProtocol {
 
 /// Immutable TLS settings of a client for one set of expected servers; cloning shares them.
 ///
-/// TLS 1.3, and 1.2 if asked for. No resumption and no early data, for the same reasons as
-/// [`super::ServerTls`].
+/// TLS 1.3, and 1.2 if asked for. Sessions are resumed as with [`super::ServerTls`]: with the
+/// settings that they began with, and while what the server has shown is still verified
+/// ([SEC-TLS-10]). No early data ([SEC-TLS-9]).
+///
+/// Servers are told apart by the [`rustls::pki_types::ServerName`] given to rustls, so give
+/// different services different names, or settings of their own.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
@@ -107,7 +112,10 @@ impl ClientTls {
         Arc::clone(&self.config)
     }
 
-    /// The server of a finished handshake that was made with these settings.
+    /// The server of a finished handshake, full or resumed, that was made with these settings.
+    ///
+    /// All checks are made, by the time that is given; of a chain seen before they cost a
+    /// comparison.
     ///
     /// # Errors
     ///
@@ -118,6 +126,16 @@ impl ClientTls {
         now: UnixTime,
     ) -> Result<VerifiedPeer, PeerError> {
         self.verifier.peer_of(connection.peer_certificates(), connection.is_handshaking(), now)
+    }
+
+    /// Judges the server of an open connection by these settings, which may be newer than those
+    /// that the connection was made with ([SEC-TLS-12], [SEC-TLS-13]).
+    ///
+    /// # Errors
+    ///
+    /// Why the server is no longer accepted; the connection must be closed then.
+    pub fn recheck(&self, peer: &VerifiedPeer, now: UnixTime) -> Result<VerifiedPeer, PeerError> {
+        self.verifier.recheck(peer, now)
     }
 }
 
@@ -172,7 +190,9 @@ impl ClientTlsBuilder<Ready> {
         let Ready { identity, bundles, server } = state;
         let key = own_key(&identity, &provider)?;
         let algorithms = provider.signature_verification_algorithms;
-        let verifier = Arc::new(PeerVerifier::new(bundles, algorithms, Peer::Server(server)));
+        let sessions = Arc::new(ClientSessions::new(Arc::clone(&time)));
+        let peer = Peer::Server { expected: server, sessions: Arc::clone(&sessions) };
+        let verifier = Arc::new(PeerVerifier::new(bundles, algorithms, peer));
         let versions: &[_] =
             if tls12 { &[&version::TLS13, &version::TLS12] } else { &[&version::TLS13] };
         let judge: Arc<dyn ServerCertVerifier> = Arc::<PeerVerifier>::clone(&verifier);
@@ -182,7 +202,7 @@ impl ClientTlsBuilder<Ready> {
             .with_custom_certificate_verifier(judge)
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
         config.alpn_protocols = protocol.names().iter().map(|name| name.to_vec()).collect();
-        config.resumption = Resumption::disabled();
+        config.resumption = Resumption::store(sessions);
         config.enable_early_data = false;
         Ok(ClientTls { config: Arc::new(config), verifier })
     }

@@ -2,8 +2,10 @@
 //!
 //! [`PeerModes`] says which ports demand it. [`ServerTls`] and [`ClientTls`] hold settings for one
 //! identity and one set of trust bundles and never change: a rotation makes new ones, so two
-//! configurations can share neither sessions nor verifiers ([SEC-TLS-10]).
+//! configurations can share neither sessions nor verifiers nor what these remember
+//! ([SEC-TLS-10]).
 
+mod chains;
 mod client_tls;
 mod error;
 mod expected;
@@ -11,6 +13,7 @@ mod mode;
 mod own_key;
 mod resource;
 mod server_tls;
+mod sessions;
 mod verifier;
 
 pub use client_tls::{ClientProtocol, ClientTls, ClientTlsBuilder};

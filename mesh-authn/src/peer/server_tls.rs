@@ -5,25 +5,30 @@ use std::sync::Arc;
 use mesh_identity::{BundleSet, VerifiedPeer, X509Svid};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
+use rustls::server::ServerConnection;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, ServerConnection};
 use rustls::sign::SingleCertAndKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{ServerConfig, version};
 
 use super::error::{PeerError, TlsError};
 use super::own_key::own_key;
+use super::sessions::ServerSessions;
 use super::verifier::{Peer, PeerVerifier};
 
 /// What a server offers: HTTP first, then Istio's name for plain TCP, which the acceptor sniffs.
 /// Never `istio-peer-exchange`, which obliges to a preamble.
 const PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1", b"istio"];
 
+/// Tickets for each handshake of TLS 1.3. Each is taken once; two let a client's pool grow.
+const TICKETS: usize = 2;
+
 /// Immutable TLS settings of a server; cloning shares them.
 ///
-/// Client certificates are demanded and verified as SVIDs. TLS 1.3, and 1.2 if asked for. No
-/// resumption, because rustls would not verify a resumed peer again ([SEC-TLS-10]); no early data
-/// ([SEC-TLS-9]); no key log ([SEC-TLS-16]).
+/// Client certificates are demanded and verified as SVIDs. TLS 1.3, and 1.2 if asked for. Sessions
+/// are resumed, each only while its peer's chain is still verified, and only by the settings that
+/// it began with: they are kept in these settings' own storage, which no others share
+/// ([SEC-TLS-10]). No early data ([SEC-TLS-9]); no key log ([SEC-TLS-16]).
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
@@ -81,7 +86,10 @@ impl ServerTls {
         Arc::clone(&self.config)
     }
 
-    /// The peer of a finished handshake that was made with these settings.
+    /// The peer of a finished handshake, full or resumed, that was made with these settings.
+    ///
+    /// All checks are made, by the time that is given; of a chain seen before they cost a
+    /// comparison.
     ///
     /// # Errors
     ///
@@ -92,6 +100,16 @@ impl ServerTls {
         now: UnixTime,
     ) -> Result<VerifiedPeer, PeerError> {
         self.verifier.peer_of(connection.peer_certificates(), connection.is_handshaking(), now)
+    }
+
+    /// Judges the peer of an open connection by these settings, which may be newer than those that
+    /// the connection was made with ([SEC-TLS-12], [SEC-TLS-13]).
+    ///
+    /// # Errors
+    ///
+    /// Why the peer is no longer accepted; the connection must be closed then.
+    pub fn recheck(&self, peer: &VerifiedPeer, now: UnixTime) -> Result<VerifiedPeer, PeerError> {
+        self.verifier.recheck(peer, now)
     }
 }
 
@@ -131,13 +149,14 @@ impl ServerTlsBuilder<Ready> {
         let versions: &[_] =
             if tls12 { &[&version::TLS13, &version::TLS12] } else { &[&version::TLS13] };
         let judge: Arc<dyn ClientCertVerifier> = Arc::<PeerVerifier>::clone(&verifier);
+        let sessions = ServerSessions::new(Arc::clone(&verifier), Arc::clone(&time));
         let mut config = ServerConfig::builder_with_details(provider, time)
             .with_protocol_versions(versions)?
             .with_client_cert_verifier(judge)
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
         config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(sessions);
+        config.send_tls13_tickets = TICKETS;
         config.max_early_data_size = 0;
         Ok(ServerTls { config: Arc::new(config), verifier })
     }

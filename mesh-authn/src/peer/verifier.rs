@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use mesh_identity::x509::{Role, VerifiedSvid, verify_svid};
+use mesh_identity::x509::{Role, verify_svid};
 use mesh_identity::{BundleSet, VerifiedPeer};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
@@ -13,22 +13,26 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
 };
 
+use super::chains::{Chains, Presented, SeenChain};
 use super::error::PeerError;
 use super::expected::ExpectedServer;
+use super::sessions::ClientSessions;
 
-/// Verifies chains against one set of bundles. A changed set is a new verifier ([SEC-TLS-10]).
+/// Verifies chains against one set of bundles. A changed set is a new verifier, with nothing
+/// remembered ([SEC-TLS-10]).
 #[derive(Debug)]
 pub(super) struct PeerVerifier {
     bundles: Arc<BundleSet>,
     algorithms: WebPkiSupportedAlgorithms,
     peer: Peer,
+    chains: Chains,
 }
 
 /// Who is on the other end, and what is asked of it.
 #[derive(Debug)]
 pub(super) enum Peer {
     Client,
-    Server(ExpectedServer),
+    Server { expected: ExpectedServer, sessions: Arc<ClientSessions> },
 }
 
 impl PeerVerifier {
@@ -37,33 +41,52 @@ impl PeerVerifier {
         algorithms: WebPkiSupportedAlgorithms,
         peer: Peer,
     ) -> Self {
-        Self { bundles, algorithms, peer }
+        Self { bundles, algorithms, peer, chains: Chains::new() }
     }
 
-    /// All checks of a chain, or a refusal.
-    fn verify(
+    /// All checks of a chain, or a refusal. A chain that was verified before is not verified again
+    /// while that verdict stands.
+    pub(super) fn verify(
         &self,
-        chain: &[CertificateDer<'_>],
+        presented: Presented<'_>,
         now: UnixTime,
-    ) -> Result<VerifiedSvid, PeerError> {
-        let role = match self.peer {
-            Peer::Client => Role::Client,
-            Peer::Server(_) => Role::Server,
+    ) -> Result<Arc<SeenChain>, PeerError> {
+        let seen = match self.chains.get(presented, now) {
+            Some(seen) => seen,
+            None => self.verify_new(presented, now)?,
         };
-        let svid = verify_svid(chain, &self.bundles, now, role, self.algorithms.all)?;
         match &self.peer {
-            Peer::Server(expected) if !expected.accepts(svid.id()) => {
-                let (seen, expected) = (svid.id().clone(), expected.clone());
+            Peer::Server { expected, .. } if !expected.accepts(seen.svid.id()) => {
+                let (seen, expected) = (seen.svid.id().clone(), expected.clone());
                 Err(PeerError::UnexpectedServer { seen, expected })
             }
-            Peer::Client | Peer::Server(_) => Ok(svid),
+            Peer::Client | Peer::Server { .. } => Ok(seen),
         }
     }
 
-    /// The peer of a finished handshake, from the chain that rustls holds.
+    fn verify_new(
+        &self,
+        presented: Presented<'_>,
+        now: UnixTime,
+    ) -> Result<Arc<SeenChain>, PeerError> {
+        let Presented { leaf, intermediates } = presented;
+        let role = match self.peer {
+            Peer::Client => Role::Client,
+            Peer::Server { .. } => Role::Server,
+        };
+        let chain = std::iter::once(leaf).chain(intermediates);
+        let chain: Arc<[_]> = chain.map(|one| one.clone().into_owned()).collect();
+        let svid = verify_svid(&chain, &self.bundles, now, role, self.algorithms.all)?;
+        let seen = Arc::new(SeenChain { chain, svid });
+        self.chains.insert(&seen);
+        Ok(seen)
+    }
+
+    /// The peer of a finished handshake, full or resumed, from the chain that rustls holds.
     ///
-    /// rustls has checked that the peer possesses the leaf's key; the chain is judged again here,
-    /// by now's time, because that is what the connection will be used by.
+    /// rustls has checked that the peer possesses the leaf's key, or the secret of a session that
+    /// began so; the chain is judged again here, by now's time, because that is what the
+    /// connection will be used by.
     pub(super) fn peer_of(
         &self,
         chain: Option<&[CertificateDer<'static>]>,
@@ -71,22 +94,39 @@ impl PeerVerifier {
         now: UnixTime,
     ) -> Result<VerifiedPeer, PeerError> {
         let chain = chain.filter(|_| !is_handshaking).ok_or(PeerError::NoCertificate)?;
-        let svid = self.verify(chain, now)?;
-        let peer = VerifiedPeer::assert_verified(svid.id().clone());
-        Ok(peer.with_chain(chain, svid.not_after()))
+        self.judge(chain, now)
+    }
+
+    /// The peer that a chain is of, which somebody has proven to possess.
+    fn judge(
+        &self,
+        chain: &[CertificateDer<'static>],
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, PeerError> {
+        let (leaf, intermediates) = chain.split_first().ok_or(PeerError::NoCertificate)?;
+        let seen = self.verify(Presented { leaf, intermediates }, now)?;
+        let peer = VerifiedPeer::assert_verified(seen.svid.id().clone())
+            .with_chain(Arc::clone(&seen.chain), seen.svid.not_after())
+            .with_authority(seen.svid.authority().clone());
+        Ok(peer)
+    }
+
+    /// The peer of an open connection, judged again ([SEC-TLS-13]).
+    pub(super) fn recheck(
+        &self,
+        peer: &VerifiedPeer,
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, PeerError> {
+        self.judge(peer.chain(), now)
     }
 
     fn verify_for_rustls(
         &self,
-        end_entity: &CertificateDer<'_>,
+        leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let chain: Vec<CertificateDer<'_>> = std::iter::once(end_entity)
-            .chain(intermediates)
-            .map(|one| CertificateDer::from(one.as_ref()))
-            .collect();
-        self.verify(&chain, now).map(drop).map_err(|error| {
+    ) -> Result<Arc<SeenChain>, rustls::Error> {
+        self.verify(Presented { leaf, intermediates }, now).map_err(|error| {
             let error = CertificateError::Other(OtherError(Arc::new(error)));
             rustls::Error::InvalidCertificate(error)
         })
@@ -137,16 +177,19 @@ impl ClientCertVerifier for PeerVerifier {
 }
 
 impl ServerCertVerifier for PeerVerifier {
-    /// The name is not looked at: SPIFFE identifies workloads, not hosts (X509-SVID section 5).
+    /// The name is not verified: SPIFFE identifies workloads, not hosts (X509-SVID section 5).
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
+        name: &ServerName<'_>,
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verify_for_rustls(end_entity, intermediates, now)?;
+        let seen = self.verify_for_rustls(end_entity, intermediates, now)?;
+        if let Peer::Server { sessions, .. } = &self.peer {
+            sessions.verified(name, seen.svid.validity());
+        }
         Ok(ServerCertVerified::assertion())
     }
 

@@ -4,9 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 
 use mesh_authn::peer::{ClientProtocol, ClientTls, ExpectedServer, PeerError};
-use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 
 use crate::mint::{CLIENT, Ca, NOW, SERVER, at, clock, now, provider};
 
@@ -106,54 +105,31 @@ fn sec_tls_4_a_finished_connection_is_judged_again() {
     assert!(matches!(got, Err(PeerError::Svid(_))), "{got:?}");
 }
 
+/// [SEC-TLS-9] Neither end offers or takes early data, whatever the other would like.
 #[test]
-fn sec_tls_10_no_session_is_resumed() {
-    for tls12 in [false, true] {
-        let ca = Ca::new();
-        let server = ca.server_as(ca.svid(SERVER), tls12);
-        assert_eq!(server.config().send_tls13_tickets, 0);
-        assert!(!server.config().session_storage.can_cache());
-        assert!(!server.config().ticketer.enabled());
-        let ours = ca.client_for(ExpectedServer::exact(SERVER.parse().unwrap()), tls12).config();
-        // A client that would resume if it could.
-        let mut eager = (*ours).clone();
-        eager.resumption = Resumption::in_memory_sessions(32);
-        eager.enable_early_data = true;
-        for config in [ours, Arc::new(eager), Arc::new(only_tls12(&ca))] {
-            for _ in 0..2 {
-                let Ok((mut client, server)) = shake(Arc::clone(&config), server.config()) else {
-                    assert!(!tls12, "only TLS 1.2 is refused by default");
-                    continue;
-                };
-                // [SEC-TLS-9] Neither is there early data.
-                assert!(client.early_data().is_none());
-                assert_eq!(client.handshake_kind(), Some(HandshakeKind::Full));
-                assert_eq!(server.handshake_kind(), Some(HandshakeKind::Full));
-                assert_eq!(client.tls13_tickets_received(), 0);
-            }
+fn sec_tls_9_no_early_data() {
+    let ca = Ca::new();
+    let (server, ours) = (ca.server(), ca.client());
+    assert_eq!(server.config().max_early_data_size, 0);
+    assert!(!ours.config().enable_early_data);
+    let mut eager = (*ours.config()).clone();
+    eager.enable_early_data = true;
+    let mut generous = (*server.config()).clone();
+    generous.max_early_data_size = 16_384;
+    generous.session_storage = rustls::server::ServerSessionMemoryCache::new(32);
+    for (client, server) in
+        [(Arc::new(eager), server.config()), (ours.config(), Arc::new(generous))]
+    {
+        for _ in 0..3 {
+            let (mut client, _) = shake(Arc::clone(&client), Arc::clone(&server)).unwrap();
+            assert!(client.early_data().is_none());
+            assert!(!client.is_early_data_accepted());
         }
     }
 }
 
-/// A server that offers tickets finds no taker.
-#[test]
-fn sec_tls_10_our_client_keeps_no_tickets() {
-    let ca = Ca::new();
-    let mut generous = (*ca.server().config()).clone();
-    generous.send_tls13_tickets = 4;
-    generous.session_storage = rustls::server::ServerSessionMemoryCache::new(32);
-    generous.max_early_data_size = 16_384;
-    let (generous, client_tls) = (Arc::new(generous), ca.client());
-    for _ in 0..2 {
-        let ends = shake(client_tls.config(), Arc::clone(&generous)).unwrap();
-        let (mut client, _) = ends;
-        assert_eq!(client.handshake_kind(), Some(HandshakeKind::Full));
-        assert!(client.early_data().is_none());
-    }
-}
-
 /// A client of TLS 1.2 alone, otherwise as ours.
-fn only_tls12(ca: &Ca) -> ClientConfig {
+pub(crate) fn only_tls12(ca: &Ca) -> ClientConfig {
     let ours = ca.client_for(ExpectedServer::exact(SERVER.parse().unwrap()), true).config();
     let mut config = ClientConfig::builder_with_details(provider(), clock())
         .with_protocol_versions(&[&rustls::version::TLS12])

@@ -12,4 +12,6 @@ mod mint;
 mod own;
 mod possession;
 mod refused;
+mod resumption;
+mod seen;
 mod settings;

@@ -1,6 +1,7 @@
 //! Identities made for one test.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mesh_authn::peer::{ClientTls, ExpectedServer, ServerTls};
@@ -12,6 +13,7 @@ use rcgen::{
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::time_provider::TimeProvider;
+use time::OffsetDateTime;
 
 /// 2027-01-15T08:00:00Z; certificates are valid for that day.
 pub(crate) const NOW: u64 = 1_800_000_000;
@@ -37,6 +39,30 @@ impl TimeProvider for Fixed {
 
 pub(crate) fn clock() -> Arc<dyn TimeProvider> {
     Arc::new(Fixed(now()))
+}
+
+/// A clock that a test sets.
+#[derive(Debug)]
+pub(crate) struct Settable(AtomicU64);
+
+impl Settable {
+    pub(crate) fn new(seconds: u64) -> Arc<Self> {
+        Arc::new(Self(AtomicU64::new(seconds)))
+    }
+
+    pub(crate) fn set(&self, seconds: u64) {
+        self.0.store(seconds, Ordering::Relaxed);
+    }
+
+    pub(crate) fn now(&self) -> UnixTime {
+        at(self.0.load(Ordering::Relaxed))
+    }
+}
+
+impl TimeProvider for Settable {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.now())
+    }
 }
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {
@@ -82,7 +108,13 @@ pub(crate) struct Ca {
 
 impl Ca {
     pub(crate) fn new() -> Self {
+        Self::until(date_time_ymd(2027, 1, 16))
+    }
+
+    /// An authority that lives as long.
+    pub(crate) fn until(end: OffsetDateTime) -> Self {
         let mut params = params();
+        params.not_after = end;
         params.distinguished_name.push(DnType::CommonName, "root");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -110,6 +142,21 @@ impl Ca {
 
     pub(crate) fn server(&self) -> ServerTls {
         self.server_as(self.svid(SERVER), false)
+    }
+
+    /// Speaks TLS 1.2 too, by a clock that can be set.
+    pub(crate) fn server_by(&self, time: &Arc<Settable>) -> ServerTls {
+        let time: Arc<dyn TimeProvider> = Arc::<Settable>::clone(time);
+        let builder = ServerTls::builder(provider(), time).identity(self.svid(SERVER));
+        builder.trust(self.trust()).with_tls12().build().unwrap()
+    }
+
+    /// The same for a client that expects [`SERVER`].
+    pub(crate) fn client_by(&self, time: &Arc<Settable>) -> ClientTls {
+        let time: Arc<dyn TimeProvider> = Arc::<Settable>::clone(time);
+        let builder = ClientTls::builder(provider(), time).identity(self.svid(CLIENT));
+        let expected = ExpectedServer::exact(SERVER.parse().unwrap());
+        builder.trust(self.trust()).expect_server(expected).with_tls12().build().unwrap()
     }
 
     pub(crate) fn server_as(&self, svid: Arc<X509Svid>, tls12: bool) -> ServerTls {

@@ -23,9 +23,13 @@ pub const DEFAULT_REFRESH_HINT: Duration = Duration::from_secs(300);
 /// Most bytes of a bundle document ([SEC-ID-10]).
 pub const MAX_BUNDLE_LEN: usize = 1024 * 1024;
 
-/// A certificate that may vouch for identities of one trust domain.
+/// A certificate that may vouch for identities of one trust domain; cloning shares it.
 #[derive(Clone)]
 pub struct X509Authority {
+    inner: Arc<Authority>,
+}
+
+struct Authority {
     der: CertificateDer<'static>,
     anchor: TrustAnchor<'static>,
     profile: CertificateProfile,
@@ -42,29 +46,29 @@ impl X509Authority {
         profile.check_authority()?;
         let anchor = webpki::anchor_from_trusted_cert(&der).map_err(SvidError::Certificate)?;
         let anchor = anchor.to_owned();
-        Ok(Self { der, anchor, profile })
+        Ok(Self { inner: Arc::new(Authority { der, anchor, profile }) })
     }
 
     /// The certificate.
     #[must_use]
     pub fn der(&self) -> &CertificateDer<'static> {
-        &self.der
+        &self.inner.der
     }
 
     /// When it is valid.
     #[must_use]
     pub fn validity(&self) -> Validity {
-        self.profile.validity()
+        self.inner.profile.validity()
     }
 
     pub(crate) fn profile(&self) -> &CertificateProfile {
-        &self.profile
+        &self.inner.profile
     }
 
     /// Name, key and name constraints, borrowed: webpki wants a list of values, and each handshake
     /// would copy every authority.
     pub(crate) fn anchor(&self) -> TrustAnchor<'_> {
-        let TrustAnchor { subject, subject_public_key_info, name_constraints } = &self.anchor;
+        let TrustAnchor { subject, subject_public_key_info, name_constraints } = &self.inner.anchor;
         TrustAnchor {
             subject: Der::from_slice(subject),
             subject_public_key_info: Der::from_slice(subject_public_key_info),
@@ -75,7 +79,7 @@ impl X509Authority {
 
 impl PartialEq for X509Authority {
     fn eq(&self, other: &Self) -> bool {
-        self.der == other.der
+        Arc::ptr_eq(&self.inner, &other.inner) || self.inner.der == other.inner.der
     }
 }
 

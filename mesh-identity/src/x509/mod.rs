@@ -18,7 +18,7 @@ pub use key::check_public_key;
 pub use profile::{CertificateProfile, Validity};
 
 use self::path::PathStep;
-use crate::bundle::BundleSet;
+use crate::bundle::{BundleSet, X509Authority};
 use crate::spiffe_id::SpiffeId;
 
 /// Most certificates in a chain, the leaf included ([SEC-ID-7]). Meshes use two or three.
@@ -41,8 +41,8 @@ pub enum Role {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct VerifiedSvid {
     id: SpiffeId,
-    not_after: UnixTime,
-    authority: CertificateDer<'static>,
+    path: Validity,
+    authority: X509Authority,
 }
 
 impl VerifiedSvid {
@@ -55,12 +55,19 @@ impl VerifiedSvid {
     /// The earliest end of validity on the path, the authority included.
     #[must_use]
     pub fn not_after(&self) -> UnixTime {
-        self.not_after
+        self.path.not_after()
+    }
+
+    /// The time at which the same bundles would say the same of the same chain: every certificate
+    /// on the path is valid. Whoever keeps the verdict keeps it no longer.
+    #[must_use]
+    pub fn validity(&self) -> Validity {
+        self.path
     }
 
     /// The authority that vouched for the chain.
     #[must_use]
-    pub fn authority(&self) -> &CertificateDer<'static> {
+    pub fn authority(&self) -> &X509Authority {
         &self.authority
     }
 }
@@ -99,8 +106,8 @@ pub fn verify_svid(
         role,
         algorithms,
     };
-    let path = step.verify(leaf, intermediates)?;
-    let not_after = profile.validity().not_after().min(path.not_after);
-    let authority = path.authority.der().clone();
-    Ok(VerifiedSvid { id, not_after, authority })
+    let issuers = step.verify(leaf, intermediates)?;
+    let path = profile.validity().intersection(issuers.validity);
+    let authority = issuers.authority.clone();
+    Ok(VerifiedSvid { id, path, authority })
 }

@@ -8,7 +8,7 @@ use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsag
 
 use super::Role;
 use super::error::SvidError;
-use super::profile::CertificateProfile;
+use super::profile::{CertificateProfile, Validity};
 use super::search;
 use crate::bundle::X509Authority;
 
@@ -24,8 +24,8 @@ pub(super) struct PathStep<'a> {
 /// The issuers of a leaf, verified up to an authority.
 #[derive(Debug)]
 pub(super) struct Issuers<'a> {
-    /// The earliest end of validity among them.
-    pub(super) not_after: UnixTime,
+    /// When all of them are valid, the authority included.
+    pub(super) validity: Validity,
     pub(super) authority: &'a X509Authority,
 }
 
@@ -77,7 +77,7 @@ impl<'a> PathStep<'a> {
         for issuer in path.intermediate_certificates() {
             let profile = CertificateProfile::parse(&issuer.der())?;
             profile.check_issuer(self.trust_domain)?;
-            issuers.not_after = issuers.not_after.min(profile.validity().not_after());
+            issuers.validity = issuers.validity.intersection(profile.validity());
         }
         Ok(issuers)
     }
@@ -92,8 +92,7 @@ impl<'a> PathStep<'a> {
             }
             match self.check_authority(at, authority, path) {
                 Ok(()) => {
-                    let not_after = authority.validity().not_after();
-                    return Ok(Issuers { not_after, authority });
+                    return Ok(Issuers { validity: authority.validity(), authority });
                 }
                 Err(broken) => refusal = broken,
             }

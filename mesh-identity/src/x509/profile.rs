@@ -42,6 +42,15 @@ impl Validity {
     pub fn contains(self, time: UnixTime) -> bool {
         (self.not_before..=self.not_after).contains(&time)
     }
+
+    /// The time that both have; it contains nothing when they have none.
+    #[must_use]
+    pub fn intersection(self, other: Self) -> Self {
+        Self {
+            not_before: self.not_before.max(other.not_before),
+            not_after: self.not_after.min(other.not_after),
+        }
+    }
 }
 
 /// The parts of a certificate that the SVID rules look at.

@@ -133,7 +133,7 @@ fn sec_id_3_order_and_strangers_in_the_chain() {
         second.certificate.clone(),
     ];
     let verified = verify(&chain, &bundles).unwrap();
-    assert_eq!(verified.authority(), &root.certificate);
+    assert_eq!(verified.authority().der(), &root.certificate);
     let first_is_not_the_leaf = [second.certificate, leaf, first.certificate];
     assert_eq!(verify(&first_is_not_the_leaf, &bundles), Err(SvidError::NoUri));
 }
@@ -179,7 +179,7 @@ fn sec_id_5_a_renewed_authority() {
                 bundle.with_authority(ca.authority())
             });
         let bundles = BundleSet::from_bundles([bundle]).unwrap();
-        assert_eq!(verify(&leaf, &bundles).unwrap().authority(), &good.certificate);
+        assert_eq!(verify(&leaf, &bundles).unwrap().authority().der(), &good.certificate);
     }
 }
 
