@@ -2,9 +2,13 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use mesh_identity::VerifiedPeer;
+use rustls::pki_types::UnixTime;
+
+use crate::server::End;
 
 /// The facts of one accepted connection; the acceptor puts it into each request's extensions.
 ///
@@ -19,6 +23,10 @@ struct Facts {
     peer_address: SocketAddr,
     local_address: SocketAddr,
     security: Security,
+    /// When requests must no longer be served, by the peer's certificate.
+    ends: Option<UnixTime>,
+    /// Set when requests must no longer be served, for whatever reason.
+    ended: OnceLock<End>,
 }
 
 /// How a connection is secured.
@@ -45,11 +53,20 @@ pub struct TlsFacts {
     pub version: Option<rustls::ProtocolVersion>,
 }
 
+impl Security {
+    fn proof_ends(&self, grace: Duration) -> Option<UnixTime> {
+        let Self::MutualTls(tls) = self else { return None };
+        let end = tls.peer.not_after()?.as_secs().saturating_add(grace.as_secs());
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(end)))
+    }
+}
+
 impl ConnectionInfo {
     pub(crate) fn new(
         peer_address: SocketAddr,
         local_address: SocketAddr,
         security: Security,
+        expiry_grace: Duration,
     ) -> Self {
         // [SEM-AUTHZ-30] A dual-stack listener shows IPv4 peers as mapped IPv6 addresses.
         let plain = |mut address: SocketAddr| {
@@ -57,7 +74,9 @@ impl ConnectionInfo {
             address
         };
         let (peer_address, local_address) = (plain(peer_address), plain(local_address));
-        Self { facts: Arc::new(Facts { peer_address, local_address, security }) }
+        let ends = security.proof_ends(expiry_grace);
+        let ended = OnceLock::new();
+        Self { facts: Arc::new(Facts { peer_address, local_address, security, ends, ended }) }
     }
 
     /// The verified workload on the other end; nothing on plain text.
@@ -73,6 +92,24 @@ impl ConnectionInfo {
             Security::MutualTls(tls) => Some(tls),
             Security::Plaintext => None,
         }
+    }
+
+    /// Requests on the connection are refused from now on.
+    pub(crate) fn end(&self, why: End) {
+        self.facts.ended.get_or_init(|| why);
+    }
+
+    /// Why requests on the connection are refused at a time, if they are.
+    ///
+    /// The clock is asked too, because the task that ends the connection may be late.
+    pub(crate) fn ended(&self, now: UnixTime) -> Option<End> {
+        let expired = self.facts.ends.is_some_and(|end| now >= end).then_some(End::Expired);
+        self.facts.ended.get().copied().or(expired)
+    }
+
+    /// When the peer's proof ends, grace included ([SEC-TLS-12]); nothing for plain text.
+    pub(crate) fn ends(&self) -> Option<UnixTime> {
+        self.facts.ends
     }
 
     pub(crate) fn security(&self) -> &Security {

@@ -69,6 +69,9 @@ pub(crate) fn admit(
     let Some(info) = parts.extensions.get::<ConnectionInfo>().cloned() else {
         return Err(Refusal::fault("the mesh layer serves a connection that it did not accept"));
     };
+    if let Some(end) = info.ended(now) {
+        return Err(Refusal::denied(format!("connection_ended{{{end}}}")));
+    }
     let host = gather::normalize(parts, &snapshot.scope)?;
 
     // CUSTOM comes first and never sees claims ([SEM-EVAL-04]).

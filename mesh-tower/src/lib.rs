@@ -8,7 +8,9 @@ mod body;
 mod client;
 mod clock;
 mod connection;
+mod cut;
 mod error;
+mod expiry;
 mod future;
 mod gather;
 mod guard;
@@ -47,6 +49,7 @@ pub use policies::Policies;
 pub use rego::RegoStage;
 pub use server::Limits;
 pub use service::MeshService;
+pub use snapshot::OwnIdentityError;
 pub use source::{
     AddressPolicy, FetchError, FetchFuture, FileError, HttpKeyFetcher, IdentityFiles, KeyFetcher,
 };

@@ -25,6 +25,7 @@ use tower_service::Service;
 use crate::RequestBody;
 use crate::clock::{Clock, SystemClock};
 use crate::error::Error;
+use crate::expiry::ClockJumps;
 use crate::layer::MeshLayer;
 use crate::observe::{ConnectionEvent, Observer, TracingObserver};
 use crate::policies::Policies;
@@ -51,6 +52,7 @@ struct Shared {
     lacking: Arc<Lacking>,
     key_states: Mutex<Vec<(KeySource, KeyState)>>,
     clock: Arc<dyn Clock>,
+    jumps: ClockJumps,
     limits: Limits,
     observer: Arc<dyn Observer>,
     telemetry: Telemetry,
@@ -94,7 +96,16 @@ impl Mesh {
         self.change(|inputs| {
             inputs.svid = svid;
             inputs.bundles = bundles;
+            inputs.withdrawn = false;
+            inputs.trust = inputs.trust.saturating_add(1);
         })
+    }
+
+    /// Stops using the identity, as when its issuer has withdrawn it: handshakes are refused in both
+    /// directions and open mutual TLS connections end, until [`Mesh::set_identity`] brings another.
+    pub fn withdraw_identity(&self) {
+        let set = self.change(|inputs| inputs.withdrawn = true);
+        debug_assert!(set.is_ok(), "what was compiled before compiles again");
     }
 
     /// Sets, replaces or removes the Rego policy that is asked after token verification.
@@ -133,7 +144,12 @@ impl Mesh {
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let guarded = self.layer().layer(service);
-        server::serve(listener, self.clone(), guarded, shutdown).await
+        let limits = Arc::new(self.limits().clone());
+        server::each_connection(listener, self.clone(), shutdown, move |accepted| {
+            let (limits, guarded) = (Arc::clone(&limits), guarded.clone());
+            async move { server::serve_http(accepted, &limits, guarded).await }
+        })
+        .await
     }
 
     /// Fetches the key sets that RequestAuthentications name by URL or issuer, and keeps them
@@ -262,6 +278,11 @@ impl Mesh {
         Arc::clone(&self.shared.clock)
     }
 
+    /// Told when the wall clock is set; for the inside of a runtime ([SEC-OPS-5]).
+    pub(crate) fn clock_jumps(&self) -> watch::Receiver<()> {
+        self.shared.jumps.subscribe(self.shared_clock())
+    }
+
     pub(crate) fn limits(&self) -> &Limits {
         &self.shared.limits
     }
@@ -377,6 +398,8 @@ impl MeshBuilder {
             svid,
             bundles,
             policies,
+            withdrawn: false,
+            trust: 1,
             keys: KeySets::new(),
             lacking: Arc::clone(&lacking),
             #[cfg(feature = "rego")]
@@ -392,6 +415,7 @@ impl MeshBuilder {
             lacking,
             key_states: Mutex::default(),
             clock: self.clock,
+            jumps: ClockJumps::default(),
             limits: self.limits,
             observer: self.observer,
             telemetry: Telemetry::default(),

@@ -28,6 +28,8 @@ pub(crate) struct Inputs {
     pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) svid: Arc<X509Svid>,
     pub(crate) bundles: Arc<BundleSet>,
+    pub(crate) withdrawn: bool,
+    pub(crate) trust: u64,
     pub(crate) policies: Policies,
     pub(crate) keys: KeySets,
     pub(crate) lacking: Arc<Lacking>,
@@ -45,6 +47,10 @@ pub(crate) struct Snapshot {
     pub(crate) server_tls: ServerTls,
     pub(crate) svid: Arc<X509Svid>,
     pub(crate) bundles: Arc<BundleSet>,
+    /// Whether the identity must not be used.
+    pub(crate) withdrawn: bool,
+    /// Grows when identity or trust change; peers are judged again then.
+    pub(crate) trust: u64,
     pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) tokens: RequestAuthenticator,
     pub(crate) lacking: Arc<Lacking>,
@@ -72,6 +78,8 @@ impl Snapshot {
             server_tls,
             svid: Arc::clone(&inputs.svid),
             bundles: Arc::clone(&inputs.bundles),
+            withdrawn: inputs.withdrawn,
+            trust: inputs.trust,
             provider: Arc::clone(&inputs.provider),
             tokens: RequestAuthenticator::compile(
                 &policies.request,
@@ -88,9 +96,41 @@ impl Snapshot {
         })
     }
 
-    /// Whether the chain of an open connection's peer still verifies ([SEC-TLS-13]).
-    pub(crate) fn recheck_peer(&self, peer: &VerifiedPeer, now: UnixTime) -> Result<(), SvidError> {
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_svid(peer.chain(), &self.bundles, now, Role::Client, algorithms).map(|_| ())
+    /// Whether our own identity may be used ([SEC-OPS-2]).
+    pub(crate) fn check_own_identity(&self, now: UnixTime) -> Result<(), OwnIdentityError> {
+        if self.withdrawn {
+            return Err(OwnIdentityError::Withdrawn);
+        }
+        if now.as_secs() > self.svid.not_after().as_secs() {
+            return Err(OwnIdentityError::Expired);
+        }
+        Ok(())
     }
+
+    /// Whether the chain of an open connection's peer still verifies ([SEC-TLS-13]).
+    ///
+    /// Its expiry is not asked here: [SEC-TLS-12] has a time of its own for that.
+    pub(crate) fn recheck_peer(
+        &self,
+        peer: &VerifiedPeer,
+        role: Role,
+        now: UnixTime,
+    ) -> Result<(), SvidError> {
+        let now = peer.not_after().map_or(now, |end| now.min(end));
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_svid(peer.chain(), &self.bundles, now, role, algorithms).map(|_| ())
+    }
+}
+
+/// Why our own identity cannot be used.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OwnIdentityError {
+    /// Its validity has ended and nobody has replaced it.
+    #[error("own certificate has expired; its source has not replaced it")]
+    Expired,
+
+    /// Its source has withdrawn it.
+    #[error("own identity was withdrawn by its source")]
+    Withdrawn,
 }

@@ -7,28 +7,38 @@ use std::time::Duration;
 use mesh_authn::peer::{MtlsMode, PeerError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
-use crate::clock::Clock;
+use super::handshakes::Handshakes;
+use super::life::Life;
+use super::stream::ServerStream;
 use crate::connection::{ConnectionInfo, Security, TlsFacts};
-use crate::snapshot::Snapshot;
+use crate::cut::Cuttable;
+use crate::mesh::Mesh;
+use crate::snapshot::{OwnIdentityError, Snapshot};
 
 /// The first byte of every TLS connection: a handshake record (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// A connection that may carry requests.
+/// A connection that may carry requests, its peer proven where it is TLS.
 #[derive(Debug)]
-pub(super) struct Accepted {
-    pub(super) stream: Stream,
-    pub(super) info: ConnectionInfo,
+pub(crate) struct Accepted {
+    /// What the client sends and receives; no byte of it has been read.
+    pub(crate) stream: Cuttable<ServerStream>,
+    /// The facts for each request's extensions.
+    pub(crate) info: ConnectionInfo,
+    /// Says when the connection must end. Whoever takes the connection waits for it.
+    pub(crate) life: Life,
 }
 
-#[derive(Debug)]
-pub(super) enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+/// Makes connections of accepted sockets: sniff, handshake, deadlines. Cloning shares it.
+#[derive(Clone, Debug)]
+pub(crate) struct Acceptor {
+    mesh: Mesh,
+    handshakes: Handshakes,
+    stopped: watch::Receiver<bool>,
 }
 
 /// Why a connection was closed before its first request.
@@ -47,6 +57,10 @@ pub(crate) enum AcceptError {
     #[error("too many handshakes in flight")]
     Evicted,
 
+    /// Our own identity cannot be used ([SEC-OPS-2]).
+    #[error("{0}")]
+    OwnIdentity(#[from] OwnIdentityError),
+
     /// The handshake was finished but does not prove a peer.
     #[error("peer is not verified: {0}")]
     Peer(#[source] PeerError),
@@ -54,6 +68,10 @@ pub(crate) enum AcceptError {
     /// Plain text on a port that demands mutual TLS.
     #[error("plain text where mutual TLS is required")]
     Plaintext,
+
+    /// The server stops.
+    #[error("the server stops")]
+    Stopped,
 
     /// The TLS handshake failed; an alert was sent.
     #[error("TLS handshake failed: {0}")]
@@ -68,20 +86,53 @@ impl AcceptError {
     }
 }
 
+impl Acceptor {
+    /// `stopped` resolves when the server stops; every connection holds a clone until it is gone.
+    pub(super) fn new(mesh: Mesh, stopped: watch::Receiver<bool>) -> Self {
+        let handshakes = Handshakes::new(mesh.limits().handshakes);
+        Self { mesh, handshakes, stopped }
+    }
+
+    /// Takes a socket to the end of its handshake, within the deadline ([SEC-TLS-14]).
+    pub(crate) async fn accept(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Result<Accepted, AcceptError> {
+        stream.set_nodelay(true).map_err(AcceptError::Io)?;
+        let mut place = self.handshakes.begin();
+        let mut stopped = self.stopped.clone();
+        let snapshot = self.mesh.snapshot();
+        let handshake = shake_hands(stream, (peer, local), &snapshot, &self.mesh);
+        let (stream, info) = tokio::select! {
+            done = timeout(self.mesh.limits().handshake, handshake) => {
+                done.unwrap_or(Err(AcceptError::Deadline))?
+            }
+            () = place.evicted() => return Err(AcceptError::Evicted),
+            _ = stopped.wait_for(|stops| *stops) => return Err(AcceptError::Stopped),
+        };
+        let (stream, cutter) = Cuttable::new(stream);
+        let stopped = self.stopped.clone();
+        let life = Life::new(&self.mesh, &snapshot, info.clone(), cutter, stopped);
+        Ok(Accepted { stream, info, life })
+    }
+}
+
 /// Decides by mode and first byte what the connection is ([SEC-TLS-7]); the caller sets the
 /// deadline. The byte is only peeked at, so that plain text under STRICT is closed with data
 /// unread, which resets the connection as Envoy does.
-pub(super) async fn accept(
+async fn shake_hands(
     stream: TcpStream,
-    addresses: (SocketAddr, SocketAddr),
+    (peer, local): (SocketAddr, SocketAddr),
     snapshot: &Snapshot,
-    clock: &dyn Clock,
-) -> Result<Accepted, AcceptError> {
-    let (peer, local) = addresses;
+    mesh: &Mesh,
+) -> Result<(ServerStream, ConnectionInfo), AcceptError> {
+    let (clock, grace) = (mesh.clock(), mesh.limits().expiry_grace);
     let mode = snapshot.modes.mode(local.port());
-    let plain = |stream| Accepted {
-        stream: Stream::Plain(stream),
-        info: ConnectionInfo::new(peer, local, Security::Plaintext),
+    let plain = |stream| {
+        let info = ConnectionInfo::new(peer, local, Security::Plaintext, grace);
+        (ServerStream::Plain(stream), info)
     };
     if mode == MtlsMode::Disable {
         return Ok(plain(stream));
@@ -95,6 +146,8 @@ pub(super) async fn accept(
         (_, MtlsMode::Permissive) => return Ok(plain(stream)),
         (_, MtlsMode::Strict | MtlsMode::Disable) => return Err(AcceptError::Plaintext),
     }
+    // [SEC-OPS-2] Without an identity of our own that holds, nobody is let in.
+    snapshot.check_own_identity(clock.now())?;
     let tls = &snapshot.server_tls;
     let handshake = TlsAcceptor::from(tls.config()).accept(stream).into_fallible();
     let stream = match handshake.await {
@@ -112,8 +165,8 @@ pub(super) async fn accept(
         alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
         version: connection.protocol_version(),
     };
-    let info = ConnectionInfo::new(peer, local, Security::MutualTls(facts));
-    Ok(Accepted { stream: Stream::Tls(Box::new(stream)), info })
+    let info = ConnectionInfo::new(peer, local, Security::MutualTls(facts), grace);
+    Ok((ServerStream::Tls(Box::new(stream)), info))
 }
 
 /// Closing with data unread would reset the connection and lose the alert that says why. So the

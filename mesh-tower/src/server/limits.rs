@@ -1,4 +1,5 @@
-//! What one client may cost the server ([SEC-TLS-14], [SEC-HTTP-14], [SEC-HTTP-15]).
+//! What one client may cost the server, and how long its connection may live ([SEC-TLS-12],
+//! [SEC-TLS-14], [SEC-HTTP-14], [SEC-HTTP-15]).
 
 use std::time::Duration;
 
@@ -15,6 +16,14 @@ pub struct Limits {
     pub body_read_ahead: Duration,
     /// From the wish to end a connection to its forced end.
     pub drain: Duration,
+    /// The same where the peer is no longer trusted: what is being answered may still end, new
+    /// requests are refused. Zero cuts at once ([SEC-TLS-13]).
+    pub distrusted_drain: Duration,
+    /// How long a connection outlives its peer's certificate, at most the clock skew you allow for
+    /// ([SEC-TLS-12]).
+    pub expiry_grace: Duration,
+    /// How old a connection may get; nothing is any age.
+    pub connection_age: Option<Duration>,
     /// Handshakes in flight; the oldest is dropped for one more.
     pub handshakes: usize,
     /// Bytes of a request's head, decoded.
@@ -32,6 +41,9 @@ impl Default for Limits {
             request_head: Duration::from_secs(10),
             body_read_ahead: Duration::from_secs(10),
             drain: Duration::from_secs(5),
+            distrusted_drain: Duration::from_secs(2),
+            expiry_grace: Duration::ZERO,
+            connection_age: None,
             handshakes: 1024,
             head_bytes: 16 * 1024,
             headers: 100,
