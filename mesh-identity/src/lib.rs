@@ -3,6 +3,7 @@
 //! - [`SpiffeId`] and [`TrustDomain`]: names that have passed every rule of the standard.
 //! - [`Workload`] and [`MeshSettings`]: whom policies are compiled for, and in which mesh.
 //! - [`manifest`]: Istio's resources as they are written, with a place for every problem.
+//! - [`workload_api`] (feature): the messages of the SPIFFE Workload API.
 //! - [`VerifiedPeer`] and [`VerifiedToken`]: proof that somebody checked.
 //!
 //! No runtime, no clock, no I/O.
@@ -15,6 +16,8 @@ mod svid;
 mod trust_domain;
 mod verified;
 mod workload;
+#[cfg(feature = "workload-api")]
+pub mod workload_api;
 pub mod x509;
 
 pub use bundle::{

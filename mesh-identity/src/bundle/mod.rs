@@ -1,6 +1,7 @@
 //! Trust bundles: the authorities of a trust domain, each set for that domain alone.
 
 mod json;
+mod write;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -14,3 +14,5 @@ mod leaf;
 mod load;
 mod mint;
 mod third_party;
+#[cfg(feature = "workload-api")]
+mod workload_api;
