@@ -34,6 +34,9 @@ use crate::snapshot::{Inputs, Snapshot};
 use crate::source::{self, IdentityFiles, KeyFetcher, Lacking};
 use crate::telemetry::Telemetry;
 
+/// Longest token by default, in bytes: half of what a request's head may hold ([SEC-JWT-12]).
+const DEFAULT_TOKEN_LEN: usize = 8 * 1024;
+
 /// What guards a service: identity, policies and everything derived from them, live.
 ///
 /// Cloning shares it. Each change compiles a new snapshot and swaps it in whole; a change that does
@@ -65,7 +68,7 @@ impl Mesh {
             workload,
             settings,
             semantics: Semantics::strict(),
-            tokens: TokenOptions::strict(),
+            tokens: TokenOptions::strict().with_max_token_len(DEFAULT_TOKEN_LEN),
             paths: PathNormalization::Base,
             forwarded: XffTrust::Nobody,
             clock: Arc::new(SystemClock),
@@ -331,7 +334,8 @@ impl MeshBuilder {
         self
     }
 
-    /// Which tolerances tokens get: none by default.
+    /// Which tolerances tokens get, and how long one may be: by default none, and 8 KiB
+    /// ([SEC-JWT-12]).
     pub fn token_options(mut self, tokens: TokenOptions) -> Self {
         self.tokens = tokens;
         self
