@@ -10,6 +10,7 @@
 
 mod bundle;
 mod claims;
+mod crl;
 pub mod manifest;
 mod spiffe_id;
 mod svid;
@@ -25,6 +26,7 @@ pub use bundle::{
     X509Authority,
 };
 pub use claims::Claims;
+pub use crl::{CrlError, CrlSet, MAX_CRL_LEN, MAX_CRLS};
 pub use spiffe_id::{IstioIdentity, MAX_SPIFFE_ID_LEN, SpiffeId, SpiffeIdError, SpiffeIdRef};
 pub use svid::{SvidLoadError, X509Svid};
 pub use trust_domain::{MAX_TRUST_DOMAIN_LEN, TrustDomain};

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mesh_authn::peer::{ClientTls, ExpectedServer, ServerTls};
-use mesh_identity::{BundleSet, TrustBundle, X509Authority, X509Svid};
+use mesh_identity::{BundleSet, CrlSet, TrustBundle, X509Authority, X509Svid};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SanType, date_time_ymd,
 };
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
@@ -17,6 +18,8 @@ use time::OffsetDateTime;
 
 /// 2027-01-15T08:00:00Z; certificates are valid for that day.
 pub(crate) const NOW: u64 = 1_800_000_000;
+/// The serial of every leaf.
+pub(crate) const SERIAL: u64 = 77;
 pub(crate) const SERVER: &str = "spiffe://a.test/ns/shop/sa/server";
 pub(crate) const CLIENT: &str = "spiffe://a.test/ns/shop/sa/client";
 
@@ -82,6 +85,7 @@ pub(crate) fn leaf_params(id: &str) -> CertificateParams {
     let mut params = params();
     params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
     params.is_ca = IsCa::ExplicitNoCa;
+    params.serial_number = Some(SERIAL.into());
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -117,7 +121,7 @@ impl Ca {
         params.not_after = end;
         params.distinguished_name.push(DnType::CommonName, "root");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap().der().clone();
         let authority = X509Authority::from_der(certificate).unwrap();
@@ -140,23 +144,56 @@ impl Ca {
         Arc::new(BundleSet::from_bundles([bundle]).unwrap())
     }
 
+    /// [`Ca::trust`] with a revocation list that names these serials and expires at a time.
+    pub(crate) fn trust_without(&self, serials: &[u64], next_update: u64) -> Arc<BundleSet> {
+        let time = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap();
+        let now = i64::try_from(NOW).unwrap();
+        let revoked_certs = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: time(now - 60),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: time(now - 60),
+            next_update: time(i64::try_from(next_update).unwrap()),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer).unwrap();
+        let bundle = TrustBundle::new("a.test".parse().unwrap());
+        let bundle = bundle.with_authority(self.authority.clone());
+        let bundle = bundle.with_crls(CrlSet::from_der([list.der()]).unwrap());
+        Arc::new(BundleSet::from_bundles([bundle]).unwrap())
+    }
+
     pub(crate) fn server(&self) -> ServerTls {
         self.server_as(self.svid(SERVER), false)
     }
 
     /// Speaks TLS 1.2 too, by a clock that can be set.
     pub(crate) fn server_by(&self, time: &Arc<Settable>) -> ServerTls {
+        self.server_trusting(self.trust(), time)
+    }
+
+    pub(crate) fn server_trusting(&self, trust: Arc<BundleSet>, time: &Arc<Settable>) -> ServerTls {
         let time: Arc<dyn TimeProvider> = Arc::<Settable>::clone(time);
         let builder = ServerTls::builder(provider(), time).identity(self.svid(SERVER));
-        builder.trust(self.trust()).with_tls12().build().unwrap()
+        builder.trust(trust).with_tls12().build().unwrap()
     }
 
     /// The same for a client that expects [`SERVER`].
     pub(crate) fn client_by(&self, time: &Arc<Settable>) -> ClientTls {
+        self.client_trusting(self.trust(), time)
+    }
+
+    pub(crate) fn client_trusting(&self, trust: Arc<BundleSet>, time: &Arc<Settable>) -> ClientTls {
         let time: Arc<dyn TimeProvider> = Arc::<Settable>::clone(time);
         let builder = ClientTls::builder(provider(), time).identity(self.svid(CLIENT));
         let expected = ExpectedServer::exact(SERVER.parse().unwrap());
-        builder.trust(self.trust()).expect_server(expected).with_tls12().build().unwrap()
+        builder.trust(trust).expect_server(expected).with_tls12().build().unwrap()
     }
 
     pub(crate) fn server_as(&self, svid: Arc<X509Svid>, tls12: bool) -> ServerTls {

@@ -73,14 +73,13 @@ fn sec_tls_4_every_rule_for_svids_ends_the_handshake() {
 #[test]
 fn sec_tls_4_dates_and_issuers_end_the_handshake() {
     let (ca, stranger) = (Ca::new(), Ca::new());
-    let is_path = |got: [PeerError; 2]| {
-        for error in got {
-            assert!(matches!(error, PeerError::Svid(SvidError::Path(_))), "{error:?}");
-        }
-    };
-    is_path(refusals(&stranger, &ca, |_| {}));
-    is_path(refusals(&ca, &ca, |params| params.not_after = rcgen::date_time_ymd(2027, 1, 15)));
-    is_path(refusals(&ca, &ca, |params| params.not_before = rcgen::date_time_ymd(2027, 1, 16)));
+    for error in refusals(&stranger, &ca, |_| {}) {
+        assert!(matches!(error, PeerError::Svid(SvidError::Path(_))), "{error:?}");
+    }
+    let past = refusals(&ca, &ca, |params| params.not_after = rcgen::date_time_ymd(2027, 1, 15));
+    assert_eq!(past, [PeerError::Svid(SvidError::Expired), PeerError::Svid(SvidError::Expired)]);
+    let future = refusals(&ca, &ca, |params| params.not_before = rcgen::date_time_ymd(2027, 1, 16));
+    assert!(future.iter().all(|error| *error == PeerError::Svid(SvidError::NotYetValid)));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, HandshakeKind, ServerConfig, SupportedProtocolVersion};
 
 use crate::handshake::{Ends, Failed, shake};
-use crate::mint::{CLIENT, Ca, NOW, SERVER, Settable, provider};
+use crate::mint::{CLIENT, Ca, NOW, SERIAL, SERVER, Settable, provider};
 use crate::possession::Trusting;
 
 const HOUR: u64 = 3600;
@@ -92,17 +92,19 @@ fn kind(ends: &Ends) -> HandshakeKind {
 }
 
 #[track_caller]
-fn expired_for_server(result: Result<Ends, Failed>) {
+fn refused_by_server(result: Result<Ends, Failed>) {
     let Err(Failed::Server(error)) = result else { panic!("{:?}", result.map(|ends| kind(&ends))) };
-    let error = PeerError::of_handshake(&error);
-    assert!(matches!(error, Some(PeerError::Svid(SvidError::Path(_)))), "{error:?}");
+    let Some(PeerError::Svid(error)) = PeerError::of_handshake(&error) else { panic!("{error:?}") };
+    let time = matches!(error, SvidError::Expired | SvidError::NotYetValid);
+    assert!(time || matches!(error, SvidError::Path(_)), "{error:?}");
 }
 
 #[track_caller]
-fn expired_for_client(result: Result<Ends, Failed>) {
+fn refused_by_client(result: Result<Ends, Failed>) {
     let Err(Failed::Client(error)) = result else { panic!("{:?}", result.map(|ends| kind(&ends))) };
-    let error = PeerError::of_handshake(&error);
-    assert!(matches!(error, Some(PeerError::Svid(SvidError::Path(_)))), "{error:?}");
+    let Some(PeerError::Svid(error)) = PeerError::of_handshake(&error) else { panic!("{error:?}") };
+    let time = matches!(error, SvidError::Expired | SvidError::NotYetValid);
+    assert!(time || matches!(error, SvidError::Path(_)), "{error:?}");
 }
 
 /// By default, with nothing asked for: the second handshake is resumed, and the peer is known.
@@ -156,7 +158,7 @@ fn sec_tls_10_1_an_expired_peer_is_not_resumed() {
         // The connection itself is judged by the time at which it is asked about.
         assert!(server.verified_peer(&ends.1, crate::mint::at(END + 2)).is_err());
         world.time.set(END + 2);
-        expired_for_server(shake(client, server.config()));
+        refused_by_server(shake(client, server.config()));
 
         world.time.set(NOW);
         let (client, server) = world.client();
@@ -167,7 +169,7 @@ fn sec_tls_10_1_an_expired_peer_is_not_resumed() {
         assert!(client.verified_peer(&ends.0, world.time.now()).is_ok());
         assert!(client.verified_peer(&ends.0, crate::mint::at(END + 2)).is_err());
         world.time.set(END + 2);
-        expired_for_client(shake(client.config(), server));
+        refused_by_client(shake(client.config(), server));
     });
 }
 
@@ -188,14 +190,14 @@ fn sec_tls_10_2_reconnecting_does_not_prolong() {
                 assert_eq!(kind(&other.unwrap()), want);
             } else {
                 world.time.set(END + 1);
-                expired_for_server(shake(client.clone(), server.config()));
-                expired_for_client(shake(our_client.config(), their_server.clone()));
+                refused_by_server(shake(client.clone(), server.config()));
+                refused_by_client(shake(our_client.config(), their_server.clone()));
             }
         }
         for day in 1..=365 {
             world.time.set(NOW + day * DAY);
-            expired_for_server(shake(client.clone(), server.config()));
-            expired_for_client(shake(our_client.config(), their_server.clone()));
+            refused_by_server(shake(client.clone(), server.config()));
+            refused_by_client(shake(our_client.config(), their_server.clone()));
         }
     });
 }
@@ -212,7 +214,7 @@ fn sec_tls_10_3_one_ticket_for_a_year() {
             world.time.set(NOW);
             shake(client.clone(), server.config()).unwrap();
             world.time.set(NOW + later);
-            expired_for_server(shake(client, server.config()));
+            refused_by_server(shake(client, server.config()));
 
             let still = Settable::new(NOW);
             let their_server = generous_server(&world.ca.server_by(&still), world.version);
@@ -220,14 +222,14 @@ fn sec_tls_10_3_one_ticket_for_a_year() {
             let our_client = world.ca.client_by(&world.time);
             shake(our_client.config(), their_server.clone()).unwrap();
             world.time.set(NOW + later);
-            expired_for_client(shake(our_client.config(), their_server));
+            refused_by_client(shake(our_client.config(), their_server));
         }
         // A clock that was set back does not make a chain valid before its time either.
         world.time.set(NOW);
         let (server, client) = world.server();
         shake(client.clone(), server.config()).unwrap();
         world.time.set(NOW - DAY);
-        expired_for_server(shake(client, server.config()));
+        refused_by_server(shake(client, server.config()));
     });
 }
 
@@ -254,7 +256,7 @@ fn sec_tls_10_4_shared_storage_lets_nobody_in() {
         let got = other.verified_peer(&ends.0, world.time.now());
         assert!(matches!(got, Err(PeerError::Svid(SvidError::Path(_)))), "{got:?}");
         // rustls compares the verifiers of a client, and ours are never the same.
-        expired_for_client(shake(Arc::new(shared), server));
+        refused_by_client(shake(Arc::new(shared), server));
     });
 }
 
@@ -289,13 +291,75 @@ fn sec_tls_10_6_a_removed_authority_resumes_nothing() {
     World::each(|world| {
         let (server, client) = world.server();
         shake(client.clone(), server.config()).unwrap();
-        expired_for_server(shake(client, Ca::new().server_by(&world.time).config()));
+        refused_by_server(shake(client, Ca::new().server_by(&world.time).config()));
 
         let (our_client, server) = world.client();
         shake(our_client.config(), server.clone()).unwrap();
         let mut moved = (*Ca::new().client_by(&world.time).config()).clone();
         moved.resumption = our_client.config().resumption.clone();
-        expired_for_client(shake(Arc::new(moved), server));
+        refused_by_client(shake(Arc::new(moved), server));
+    });
+}
+
+/// [SEC-ID-14] A revoked peer: the list makes a new generation, which resumes nothing, and in which
+/// the open connection's peer is refused too ([SEC-TLS-13]).
+#[test]
+fn sec_tls_10_a_revoked_peer_is_not_resumed() {
+    let revoked: Result<(), _> = Err(PeerError::Svid(SvidError::Revoked));
+    World::each(|world| {
+        let (server, client) = world.server();
+        let ends = shake(client.clone(), server.config()).unwrap();
+        let peer = server.verified_peer(&ends.1, world.time.now()).unwrap();
+        let lists = world.ca.trust_without(&[SERIAL], END);
+        let newer = world.ca.server_trusting(lists, &world.time);
+        let Err(Failed::Server(error)) = shake(client.clone(), newer.config()) else {
+            panic!("a revoked client is served");
+        };
+        assert_eq!(PeerError::of_handshake(&error), revoked.clone().err());
+        assert_eq!(newer.verified_peer(&ends.1, world.time.now()).map(drop), revoked);
+        assert_eq!(newer.recheck(&peer, world.time.now()).map(drop), revoked);
+        let unlisted = world.ca.trust_without(&[1], END);
+        let newest = world.ca.server_trusting(unlisted, &world.time);
+        assert!(shake(client, newest.config()).is_ok());
+
+        let (client, server) = world.client();
+        let ends = shake(client.config(), server.clone()).unwrap();
+        let lists = world.ca.trust_without(&[SERIAL], END);
+        let newer = world.ca.client_trusting(lists, &world.time);
+        assert_eq!(newer.verified_peer(&ends.0, world.time.now()).map(drop), revoked);
+        let Err(Failed::Client(error)) = shake(newer.config(), server) else {
+            panic!("a revoked server is talked to");
+        };
+        assert_eq!(PeerError::of_handshake(&error), revoked.clone().err());
+    });
+}
+
+/// [SEC-ID-14] A list that expires ends the sessions that it vouched for.
+#[test]
+fn sec_tls_10_an_expired_list_resumes_nothing() {
+    World::each(|world| {
+        let next = NOW + HOUR;
+        let (_, client) = world.server();
+        let trust = world.ca.trust_without(&[], next);
+        let server = world.ca.server_trusting(Arc::clone(&trust), &world.time);
+        shake(client.clone(), server.config()).unwrap();
+        world.time.set(next - 1);
+        let ends = shake(client.clone(), server.config()).unwrap();
+        assert_eq!(kind(&ends), HandshakeKind::Resumed);
+        world.time.set(next);
+        assert!(server.verified_peer(&ends.1, world.time.now()).is_err());
+        assert!(shake(client, server.config()).is_err());
+
+        world.time.set(NOW);
+        let (_, server) = world.client();
+        let client = world.ca.client_trusting(trust, &world.time);
+        shake(client.config(), server.clone()).unwrap();
+        world.time.set(next - 1);
+        let ends = shake(client.config(), server.clone()).unwrap();
+        assert_eq!(kind(&ends), HandshakeKind::Resumed);
+        world.time.set(next);
+        assert!(client.verified_peer(&ends.0, world.time.now()).is_err());
+        assert!(shake(client.config(), server).is_err());
     });
 }
 

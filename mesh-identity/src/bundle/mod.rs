@@ -14,6 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, Der, TrustAnchor};
 use serde_json::{Map, Value};
 
+use crate::crl::CrlSet;
 use crate::spiffe_id::SpiffeIdError;
 use crate::trust_domain::TrustDomain;
 use crate::x509::{CertificateProfile, SvidError, Validity};
@@ -124,6 +125,7 @@ pub struct TrustBundle {
     sequence: Option<u64>,
     refresh_hint: Option<Duration>,
     skipped: usize,
+    crls: Option<CrlSet>,
 }
 
 /// Why a document is not a trust bundle.
@@ -196,7 +198,17 @@ impl TrustBundle {
             sequence: None,
             refresh_hint: None,
             skipped: 0,
+            crls: None,
         }
+    }
+
+    /// Demands of every certificate below these authorities that it is on no revocation list
+    /// ([SEC-ID-14]). A changed bundle is a new generation, by which open connections and sessions
+    /// are judged again.
+    #[must_use]
+    pub fn with_crls(mut self, crls: CrlSet) -> Self {
+        self.crls = Some(crls);
+        self
     }
 
     /// Adds an X.509 authority; one that is there already is not added again.
@@ -344,6 +356,12 @@ impl TrustBundle {
     #[must_use]
     pub fn jwt_authorities(&self) -> &[JwtAuthority] {
         &self.jwt_authorities
+    }
+
+    /// The revocation lists that are asked; nothing is no revocation check.
+    #[must_use]
+    pub fn crls(&self) -> Option<&CrlSet> {
+        self.crls.as_ref()
     }
 
     /// `spiffe_sequence`; grows with every change.

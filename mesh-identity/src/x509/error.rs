@@ -29,6 +29,10 @@ pub enum SvidError {
     #[error("chain is empty")]
     EmptyChain,
 
+    /// A certificate of the chain has expired.
+    #[error("a certificate of the chain has expired")]
+    Expired,
+
     /// The URI SAN is no SPIFFE ID.
     #[error("URI SAN is not a SPIFFE ID: {0}")]
     Id(#[source] SpiffeIdError),
@@ -73,6 +77,10 @@ pub enum SvidError {
     #[error("SPIFFE ID has no path")]
     NoPath,
 
+    /// A certificate of the chain is not valid yet.
+    #[error("a certificate of the chain is not valid yet; compare the clocks")]
+    NotYetValid,
+
     /// The leaf has no URI SAN ([SEC-ID-2]).
     #[error("no URI SAN")]
     NoUri,
@@ -88,6 +96,15 @@ pub enum SvidError {
     /// The leaf's extended key usage lacks serverAuth or clientAuth ([SEC-ID-3]).
     #[error("leaf's extended key usage does not include both serverAuth and clientAuth")]
     Purpose,
+
+    /// A certificate's issuer has no revocation list in force, or none that its key has signed
+    /// ([SEC-ID-14]).
+    #[error("revocation status cannot be told: {0}")]
+    RevocationUnknown(#[source] webpki::Error),
+
+    /// A certificate of the chain is on a revocation list ([SEC-ID-14]).
+    #[error("a certificate of the chain is revoked")]
+    Revoked,
 
     /// More than the chain's limit of certificates ([SEC-ID-7]).
     #[error("more than {} certificates", super::MAX_CHAIN_CERTIFICATES)]
@@ -116,4 +133,30 @@ pub enum SvidError {
     /// The key is of a kind or size that is not accepted ([SEC-ID-6]).
     #[error("key is not RSA of 2048 to 8192 bits, P-256, P-384 or Ed25519")]
     WeakKey,
+}
+
+impl SvidError {
+    /// What rustls-webpki says of a path, told apart as far as it helps.
+    pub(super) fn of_path(error: webpki::Error) -> Self {
+        use webpki::Error as E;
+        if matches!(error, E::CertExpired { .. }) {
+            Self::Expired
+        } else if matches!(error, E::CertNotValidYet { .. }) {
+            Self::NotYetValid
+        } else if matches!(error, E::CertRevoked) {
+            Self::Revoked
+        } else if matches!(
+            error,
+            E::UnknownRevocationStatus
+                | E::CrlExpired { .. }
+                | E::InvalidCrlSignatureForPublicKey
+                | E::IssuerNotCrlSigner
+                | E::UnsupportedCrlSignatureAlgorithmContext(_)
+                | E::UnsupportedCrlSignatureAlgorithmForPublicKeyContext(_)
+        ) {
+            Self::RevocationUnknown(error)
+        } else {
+            Self::Path(error)
+        }
+    }
 }

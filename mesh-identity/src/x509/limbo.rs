@@ -88,6 +88,7 @@ fn run(case: &Value) -> Result<(), String> {
     let step = PathStep {
         trust_domain: "limbo.test",
         authorities: &authorities,
+        crls: None,
         now: UnixTime::since_unix_epoch(Duration::from_secs(time)),
         role,
         algorithms: rustls::crypto::ring::default_provider().signature_verification_algorithms.all,

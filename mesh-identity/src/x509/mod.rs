@@ -42,6 +42,7 @@ pub enum Role {
 pub struct VerifiedSvid {
     id: SpiffeId,
     path: Validity,
+    stands: Validity,
     authority: X509Authority,
 }
 
@@ -59,10 +60,11 @@ impl VerifiedSvid {
     }
 
     /// The time at which the same bundles would say the same of the same chain: every certificate
-    /// on the path is valid. Whoever keeps the verdict keeps it no longer.
+    /// on the path is valid, and no revocation list has expired. Whoever keeps the verdict keeps it
+    /// no longer.
     #[must_use]
     pub fn validity(&self) -> Validity {
-        self.path
+        self.stands
     }
 
     /// The authority that vouched for the chain.
@@ -102,12 +104,17 @@ pub fn verify_svid(
     let step = PathStep {
         trust_domain: id.trust_domain(),
         authorities: bundle.x509_authorities(),
+        crls: bundle.crls(),
         now,
         role,
         algorithms,
     };
     let issuers = step.verify(leaf, intermediates)?;
     let path = profile.validity().intersection(issuers.validity);
+    let stands = match bundle.crls() {
+        Some(crls) => path.intersection(Validity::before(crls.next_update())),
+        None => path,
+    };
     let authority = issuers.authority.clone();
-    Ok(VerifiedSvid { id, path, authority })
+    Ok(VerifiedSvid { id, path, stands, authority })
 }

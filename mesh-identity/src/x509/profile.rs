@@ -43,6 +43,15 @@ impl Validity {
         (self.not_before..=self.not_after).contains(&time)
     }
 
+    /// The seconds before a time.
+    pub(super) fn before(end: UnixTime) -> Self {
+        let last = Duration::from_secs(end.as_secs().saturating_sub(1));
+        Self {
+            not_before: UnixTime::since_unix_epoch(Duration::ZERO),
+            not_after: UnixTime::since_unix_epoch(last),
+        }
+    }
+
     /// The time that both have; it contains nothing when they have none.
     #[must_use]
     pub fn intersection(self, other: Self) -> Self {

@@ -13,6 +13,7 @@ mod federation;
 mod leaf;
 mod load;
 mod mint;
+mod revocation;
 mod third_party;
 #[cfg(feature = "workload-api")]
 mod workload_api;

@@ -92,6 +92,16 @@ impl Ca {
         Self { certificate, issuer: Issuer::new(params, key) }
     }
 
+    /// Signs revocation lists.
+    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
+    /// The same key under other parameters.
+    pub(crate) fn with_params(&self, params: CertificateParams) -> Self {
+        Self::root_with_key(params, copy(self.issuer.key()))
+    }
+
     pub(crate) fn leaf(&self, params: &CertificateParams) -> CertificateDer<'static> {
         self.leaf_for(params, &KeyPair::generate().unwrap())
     }
