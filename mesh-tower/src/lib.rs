@@ -35,7 +35,7 @@ pub use mesh_ca as ca;
 pub use mesh_identity as identity;
 
 pub use body::{RequestBody, ResponseBody};
-pub use client::{ConnectError, Connector, MeshStream, ServerInfo};
+pub use client::{ConnectError, Connector, MeshClient, MeshStream, ServerInfo};
 pub use clock::{Clock, SystemClock};
 pub use connection::{ConnectionInfo, Security, TlsFacts};
 pub use error::Error;

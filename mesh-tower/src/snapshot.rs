@@ -101,7 +101,7 @@ impl Snapshot {
         if self.withdrawn {
             return Err(OwnIdentityError::Withdrawn);
         }
-        if now.as_secs() > self.svid.not_after().as_secs() {
+        if now >= self.svid.not_after() {
             return Err(OwnIdentityError::Expired);
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! The client side: connect to a service of the mesh and prove who it is before a byte is sent.
 
+mod life;
+mod pooled;
 mod stream;
 
 use std::collections::HashMap;
@@ -12,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
+use http_body::Body;
 use mesh_authn::peer::{ClientProtocol, ClientTls, ExpectedServer, PeerError, TlsError};
 use mesh_identity::VerifiedPeer;
 use rustls::pki_types::ServerName;
@@ -20,8 +23,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
+use self::life::{ClientLife, Reuse};
 use crate::clock::RustlsClock;
+use crate::cut::Cuttable;
 use crate::mesh::Mesh;
+use crate::snapshot::{OwnIdentityError, Snapshot};
+pub use pooled::MeshClient;
 pub use stream::MeshStream;
 
 /// From the first packet to a finished handshake.
@@ -31,7 +38,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// It is a tower service from [`Uri`] to a stream, as hyper-util's client takes it. Each host of a
 /// URI must have been declared with the identities it may have: there is no "any" ([SEC-TLS-5]).
-/// A rotated identity or bundle counts for the next connection.
+/// A rotated identity or bundle counts for the next connection. A connection is cut when the
+/// server's certificate has ended or is no longer trusted; [`MeshClient`] stops using it long
+/// before that.
 #[derive(Clone)]
 pub struct Connector {
     mesh: Mesh,
@@ -53,6 +62,7 @@ pub struct ServerInfo {
     peer: VerifiedPeer,
     alpn: Option<Vec<u8>>,
     version: Option<rustls::ProtocolVersion>,
+    reuse: Arc<Reuse>,
 }
 
 impl ServerInfo {
@@ -66,6 +76,13 @@ impl ServerInfo {
     #[must_use]
     pub fn alpn(&self) -> Option<&[u8]> {
         self.alpn.as_deref()
+    }
+
+    /// Whether the connection should not be used for further requests: a certificate of either side
+    /// has less than a tenth of its life left, or identity or trust have changed since.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.reuse.is_retired()
     }
 
     /// The TLS version agreed on.
@@ -86,6 +103,10 @@ pub enum ConnectError {
     /// The deadline passed.
     #[error("connecting took longer than {} s", CONNECT_TIMEOUT.as_secs())]
     Deadline,
+
+    /// Our own identity cannot be used ([SEC-OPS-2]).
+    #[error("{0}")]
+    OwnIdentity(#[from] OwnIdentityError),
 
     /// The server finished the handshake but is not who was expected.
     #[error("server is not verified: {0}")]
@@ -145,6 +166,16 @@ impl Connector {
         self
     }
 
+    /// A client that keeps connections and stops using them in time.
+    #[must_use]
+    pub fn client<B>(&self) -> MeshClient<B>
+    where
+        B: Body + Send,
+        B::Data: Send,
+    {
+        MeshClient::new(self.clone())
+    }
+
     async fn connect(self, uri: Uri) -> Result<MeshStream, ConnectError> {
         let host = uri.host().unwrap_or_default();
         let destination = self.services.get(host).ok_or(ConnectError::UnknownService)?;
@@ -153,7 +184,10 @@ impl Connector {
     }
 
     async fn handshake(&self, destination: &Destination) -> Result<MeshStream, ConnectError> {
-        let tls = destination.tls(&self.mesh, self.protocol).map_err(ConnectError::TlsSetup)?;
+        let snapshot = self.mesh.snapshot();
+        snapshot.check_own_identity(self.mesh.clock().now())?;
+        let tls = destination.tls(&self.mesh, &snapshot, self.protocol);
+        let tls = tls.map_err(ConnectError::TlsSetup)?;
         let stream =
             TcpStream::connect(destination.address).await.map_err(ConnectError::Connect)?;
         stream.set_nodelay(true).map_err(ConnectError::Connect)?;
@@ -170,7 +204,12 @@ impl Connector {
             peer,
             alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
             version: connection.protocol_version(),
+            reuse: Arc::default(),
         };
+        let (stream, cutter) = Cuttable::new(stream);
+        let (peer, reuse) = (info.peer.clone(), Arc::clone(&info.reuse));
+        let life = ClientLife::new(self.mesh.clone(), &snapshot, peer, reuse);
+        tokio::spawn(life.watch(cutter));
         Ok(MeshStream::new(stream, info))
     }
 }
@@ -181,8 +220,12 @@ impl Destination {
     }
 
     /// The settings for the mesh's current identity and trust; made anew after a change.
-    fn tls(&self, mesh: &Mesh, protocol: ClientProtocol) -> Result<ClientTls, TlsError> {
-        let snapshot = mesh.snapshot();
+    fn tls(
+        &self,
+        mesh: &Mesh,
+        snapshot: &Snapshot,
+        protocol: ClientProtocol,
+    ) -> Result<ClientTls, TlsError> {
         let mut held = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((generation, tls)) = held.as_ref()
             && *generation == snapshot.generation

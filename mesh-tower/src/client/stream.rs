@@ -12,15 +12,16 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::ServerInfo;
+use crate::cut::Cuttable;
 
 /// A connection to a server that has proven who it is.
 pub struct MeshStream {
-    io: TokioIo<TlsStream<TcpStream>>,
+    io: TokioIo<Cuttable<TlsStream<TcpStream>>>,
     info: ServerInfo,
 }
 
 impl MeshStream {
-    pub(super) fn new(stream: TlsStream<TcpStream>, info: ServerInfo) -> Self {
+    pub(super) fn new(stream: Cuttable<TlsStream<TcpStream>>, info: ServerInfo) -> Self {
         Self { io: TokioIo::new(stream), info }
     }
 

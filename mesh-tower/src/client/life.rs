@@ -1,0 +1,149 @@
+//! How long a connection to a server is used, and how it ends.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper_util::client::legacy::connect::CaptureConnection;
+use mesh_identity::VerifiedPeer;
+use mesh_identity::x509::{CertificateProfile, Role};
+use rustls::pki_types::UnixTime;
+
+use crate::cut::Cutter;
+use crate::expiry::Expiry;
+use crate::mesh::Mesh;
+use crate::snapshot::Snapshot;
+
+/// Whether further requests may go over a connection.
+#[derive(Debug, Default)]
+pub(super) struct Reuse {
+    retired: AtomicBool,
+    /// The pool's handle of the connection, with which the pool is told.
+    pooled: Mutex<Option<CaptureConnection>>,
+}
+
+impl Reuse {
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Takes the pool's handle, known with the connection's first answer.
+    pub(super) fn pooled(&self, connection: &CaptureConnection) {
+        let mut pooled = self.pooled.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_retired() {
+            poison(connection);
+        } else if pooled.is_none() {
+            *pooled = Some(connection.clone());
+        }
+    }
+
+    fn retire(&self) {
+        let mut pooled = self.pooled.lock().unwrap_or_else(PoisonError::into_inner);
+        self.retired.store(true, Ordering::Release);
+        if let Some(connection) = pooled.take() {
+            poison(&connection);
+        }
+    }
+}
+
+/// The pool gives a poisoned connection to nobody; what is being asked on it goes on.
+fn poison(connection: &CaptureConnection) {
+    if let Some(connection) = connection.connection_metadata().as_ref() {
+        connection.poison();
+    }
+}
+
+/// Watches over one connection to a server ([SEC-TLS-12], [SEC-TLS-13]).
+pub(super) struct ClientLife {
+    mesh: Mesh,
+    peer: VerifiedPeer,
+    reuse: Arc<Reuse>,
+    /// The trust that the server's chain was last verified with, and our own identity shown.
+    verified_with: u64,
+    retire: Expiry,
+    end: Expiry,
+}
+
+impl ClientLife {
+    pub(super) fn new(
+        mesh: Mesh,
+        snapshot: &Snapshot,
+        peer: VerifiedPeer,
+        reuse: Arc<Reuse>,
+    ) -> Self {
+        let own = nearly_over(snapshot.svid.not_before(), snapshot.svid.not_after());
+        let leaf = peer.chain().first().map(|leaf| CertificateProfile::parse(leaf));
+        let servers = match (leaf, peer.not_after()) {
+            (Some(Ok(leaf)), Some(end)) => nearly_over(leaf.validity().not_before(), end),
+            // A verified chain parses; were it not so, the connection is used once.
+            (Some(Err(_)) | None, _) | (_, None) => own,
+        };
+        let retire = Expiry::new(Some(own.min(servers)));
+        let end = Expiry::new(peer.not_after());
+        Self { mesh, peer, reuse, verified_with: snapshot.trust, retire, end }
+    }
+
+    /// Retires the connection when it should not be used again, cuts it when it must not be used.
+    pub(super) async fn watch(mut self, mut cutter: Cutter) {
+        let drain = tokio::select! {
+            drain = self.over() => drain,
+            () = cutter.gone() => return,
+        };
+        tracing::debug!(server = %self.peer.id(), "connection is being ended");
+        self.reuse.retire();
+        tokio::select! {
+            () = tokio::time::sleep(drain) => cutter.cut(),
+            () = cutter.gone() => {}
+        }
+    }
+
+    /// Resolves when the connection must end, with the time it has left.
+    async fn over(&mut self) -> Duration {
+        let mut changes = self.mesh.changes();
+        let limits = self.mesh.limits();
+        let (drain, distrusted) = (limits.drain, limits.distrusted_drain);
+        loop {
+            let snapshot = self.mesh.snapshot();
+            if snapshot.withdrawn {
+                return drain;
+            }
+            if self.verified_with != snapshot.trust {
+                // New material is for new connections; this one may finish what it is doing.
+                self.reuse.retire();
+                let now = self.mesh.clock().now();
+                if snapshot.recheck_peer(&self.peer, Role::Server, now).is_err() {
+                    return distrusted;
+                }
+                self.verified_with = snapshot.trust;
+            }
+            drop(snapshot);
+            let retired = self.reuse.is_retired();
+            tokio::select! {
+                () = self.retire.reached(&self.mesh), if !retired => self.reuse.retire(),
+                () = self.end.reached(&self.mesh) => return drain,
+                // The sender lives as long as our mesh.
+                _ = changes.changed() => {}
+            }
+        }
+    }
+}
+
+/// When less than a tenth of a life is left.
+fn nearly_over(begin: UnixTime, end: UnixTime) -> UnixTime {
+    let life = end.as_secs().saturating_sub(begin.as_secs());
+    UnixTime::since_unix_epoch(Duration::from_secs(end.as_secs().saturating_sub(life / 10)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// [SEC-TLS-12]
+    #[test]
+    fn sec_tls_12_a_tenth_of_the_life_is_kept_in_reserve() {
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        for (begin, end, want) in [(0, 3600, 3240), (100, 105, 105), (100, 200, 190), (5, 1, 1)] {
+            assert_eq!(nearly_over(at(begin), at(end)), at(want), "{begin} to {end}");
+        }
+    }
+}

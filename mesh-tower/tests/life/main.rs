@@ -1,0 +1,14 @@
+//! The life of connections over real sockets: who is let in, for how long, and what an attacker
+//! can make it cost.
+
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and measures"
+)]
+
+mod client;
+mod end;
+mod support;
