@@ -44,24 +44,70 @@ pub enum CustomStep {
     Refuse(Decision),
 }
 
+/// How far the questions about one request have come.
+///
+/// It borrows nothing, so that a caller may wait for an answer between two steps, and change the
+/// request as the answer says before the next rules look at it.
+#[derive(Clone, Debug, Default)]
+pub struct CustomProgress {
+    /// How many providers have been looked at.
+    groups: usize,
+    /// The rule that asked last.
+    last: Option<RuleRef>,
+    /// Whether a refusal ended the list.
+    is_over: bool,
+}
+
+/// The next step for the request as it is now, in Envoy's order.
+pub(crate) fn next_step(
+    groups: &[CustomGroup],
+    facts: &RequestFacts<'_>,
+    progress: &mut CustomProgress,
+) -> Option<CustomStep> {
+    let rest = groups.get(progress.groups..).unwrap_or_default();
+    if progress.is_over || rest.is_empty() {
+        return None;
+    }
+    // [SEM-EVAL-04] Tokens are verified later, so no rule sees one.
+    let facts = facts.with_token(None);
+    let view = View::new(&facts);
+    for group in rest {
+        progress.groups = progress.groups.saturating_add(1);
+        if let Some(rule) = group.refused.first_match(&view) {
+            progress.is_over = true;
+            let reason = DenyReason::Rule(rule.clone());
+            return Some(CustomStep::Refuse(Decision::new(Verdict::Deny(reason))));
+        }
+        // Envoy asks when the last matching rule's id begins with the provider's mark. So the
+        // provider `a-ns` is also asked after a rule of the provider `a` in front of it.
+        if let Some(rule) = group.asked.first_match(&view) {
+            progress.last = Some(rule.clone());
+        }
+        if let Some(rule) =
+            progress.last.as_ref().filter(|rule| rule.id().starts_with(&*group.mark))
+        {
+            let provider = Arc::clone(&group.provider);
+            return Some(CustomStep::Ask { provider, rule: rule.clone() });
+        }
+    }
+    None
+}
+
 /// The steps for one request, in Envoy's order: take each in turn and stop at the first refusal.
 ///
-/// The rules are looked at as the iterator goes.
+/// The rules are looked at as the iterator goes. [`crate::PolicySet::next_custom`] gives the same
+/// steps to a caller who changes the request in between.
 #[derive(Clone, Debug)]
 #[must_use = "unasked authorizers protect nothing"]
 pub struct CustomSteps<'s> {
     groups: &'s [CustomGroup],
     facts: RequestFacts<'s>,
-    /// The rule that asked last.
-    last: Option<&'s RuleRef>,
-    /// Whether a refusal ended the list.
-    is_over: bool,
+    progress: CustomProgress,
 }
 
 impl<'s> CustomSteps<'s> {
     pub(crate) fn new(groups: &'s [CustomGroup], facts: RequestFacts<'s>) -> Self {
-        // [SEM-EVAL-04] Tokens are verified later, so no rule sees one.
-        Self { groups, facts: facts.with_token(None), last: None, is_over: false }
+        Self { groups, facts, progress: CustomProgress::default() }
     }
 }
 
@@ -69,25 +115,6 @@ impl Iterator for CustomSteps<'_> {
     type Item = CustomStep;
 
     fn next(&mut self) -> Option<CustomStep> {
-        if self.is_over || self.groups.is_empty() {
-            return None;
-        }
-        let view = View::new(&self.facts);
-        while let Some((group, rest)) = self.groups.split_first() {
-            self.groups = rest;
-            if let Some(rule) = group.refused.first_match(&view) {
-                self.is_over = true;
-                let reason = DenyReason::Rule(rule.clone());
-                return Some(CustomStep::Refuse(Decision::new(Verdict::Deny(reason))));
-            }
-            // Envoy asks when the last matching rule's id begins with the provider's mark. So the
-            // provider `a-ns` is also asked after a rule of the provider `a` in front of it.
-            self.last = group.asked.first_match(&view).or(self.last);
-            if let Some(rule) = self.last.filter(|rule| rule.id().starts_with(&*group.mark)) {
-                let provider = Arc::clone(&group.provider);
-                return Some(CustomStep::Ask { provider, rule: rule.clone() });
-            }
-        }
-        None
+        next_step(self.groups, &self.facts, &mut self.progress)
     }
 }

@@ -22,6 +22,7 @@ mod index;
 mod matcher;
 mod normalize;
 mod policy_set;
+mod provider;
 #[cfg(feature = "rego")]
 pub mod rego;
 mod resource;
@@ -34,7 +35,7 @@ mod trust_domain;
 pub use client_address::{
     ClientAddress, MAX_TRUSTED_HOPS, TrustedProxies, XffTrust, client_address,
 };
-pub use custom::{CustomStep, CustomSteps};
+pub use custom::{CustomProgress, CustomStep, CustomSteps};
 pub use decision::{
     AllowReason, Audit, Decision, DenyReason, RuleRef, Shadow, ShadowResult, Verdict,
 };
@@ -42,6 +43,10 @@ pub use explain::{Explanation, FailedCondition, PolicyExplanation, RuleExplanati
 pub use facts::{HttpFacts, PeerIdentity, PeerNames, RequestFacts};
 pub use normalize::{NormalizeError, NormalizedPath, PathNormalization};
 pub use policy_set::PolicySet;
+pub use provider::{
+    CheckBody, CheckSettings, ExtensionProvider, HeaderList, HeaderListError, HttpCheck,
+    MeshConfigError, ProviderConfig, ProviderError,
+};
 pub use resource::{Action, AuthorizationPolicy};
 pub use scope::{ProviderKind, Providers, Scope, Transport};
 pub use semantics::{Semantics, StrictRule};

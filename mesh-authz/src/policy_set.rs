@@ -6,7 +6,7 @@ use mesh_identity::manifest::Problems;
 
 use crate::attribute::Attribute;
 use crate::client_address::ClientAddress;
-use crate::custom::{CustomGroup, CustomSteps};
+use crate::custom::{CustomGroup, CustomProgress, CustomStep, CustomSteps, next_step};
 use crate::decision::{
     AllowReason, Audit, Decision, DenyReason, PolicyName, Shadow, ShadowResult, Verdict,
 };
@@ -84,6 +84,16 @@ impl PolicySet {
     /// A token in the facts is ignored.
     pub fn custom<'s>(&'s self, facts: &RequestFacts<'s>) -> CustomSteps<'s> {
         CustomSteps::new(&self.custom, *facts)
+    }
+
+    /// The next step of [`Self::custom`] for a request that earlier answers may have changed: the
+    /// rules of a later provider see what an earlier one made of it, as Envoy's filters do.
+    pub fn next_custom(
+        &self,
+        facts: &RequestFacts<'_>,
+        progress: &mut CustomProgress,
+    ) -> Option<CustomStep> {
+        next_step(&self.custom, facts, progress)
     }
 
     /// Decides by the AUDIT, DENY and ALLOW policies ([SEM-EVAL-01], steps 4 to 6).

@@ -97,11 +97,14 @@ pub enum StrictRule {
     Fragment,
     /// [SEM-STRICT-19] CUSTOM on TCP whose provider cannot be asked there refuses.
     CustomOnTcp,
+    /// [SEM-STRICT-19] An external authorizer has 5 s unless told otherwise, and `failOpen` forgives
+    /// outages and timeouts only.
+    CustomLimits,
 }
 
 impl StrictRule {
     /// Every option, in the order of its rule's number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::RepeatedHeaders,
         Self::StructuralIdentity,
         Self::PlainTextFailsClosed,
@@ -114,6 +117,7 @@ impl StrictRule {
         Self::DryRunCustom,
         Self::Fragment,
         Self::CustomOnTcp,
+        Self::CustomLimits,
     ];
 
     /// The rule of the specification that the option implements.
@@ -130,7 +134,7 @@ impl StrictRule {
             Self::LowerCaseMethod => "SEM-STRICT-11",
             Self::DryRunCustom => "SEM-STRICT-12",
             Self::Fragment => "SEM-STRICT-17",
-            Self::CustomOnTcp => "SEM-STRICT-19",
+            Self::CustomOnTcp | Self::CustomLimits => "SEM-STRICT-19",
         }
     }
 
@@ -150,6 +154,7 @@ impl StrictRule {
             Self::DryRunCustom => "a CUSTOM policy is a dry run",
             Self::Fragment => "the request target has a fragment",
             Self::CustomOnTcp => "the external authorizer cannot be asked on TCP",
+            Self::CustomLimits => "the external authorizer failed",
         }
     }
 
@@ -167,6 +172,7 @@ impl StrictRule {
             Self::DryRunCustom => 1 << 9,
             Self::Fragment => 1 << 10,
             Self::CustomOnTcp => 1 << 11,
+            Self::CustomLimits => 1 << 12,
         }
     }
 }

@@ -27,16 +27,16 @@ impl<B> RequestBody<B> {
     }
 }
 
-#[cfg(feature = "rego")]
 impl<B: Body<Data = Bytes> + Unpin> RequestBody<B> {
-    /// Reads until the end or until more than `limit` bytes are here.
+    /// Reads until the end or until more than `limit` bytes are here, going on where an earlier
+    /// reader has stopped.
     ///
     /// Returns what was read and whether that is all of the body; the inner service still gets
     /// everything.
     pub(crate) async fn read_ahead(&mut self, limit: usize) -> Result<(Bytes, bool), B::Error> {
-        let mut read = Vec::new();
-        let mut complete = false;
-        while read.len() <= limit {
+        let mut read = self.read_ahead.take().map(Vec::from).unwrap_or_default();
+        let mut complete = self.rest.is_end_stream();
+        while !complete && read.len() <= limit {
             let rest = Pin::new(&mut self.rest);
             let frame = std::future::poll_fn({
                 let mut rest = rest;
@@ -156,7 +156,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     }
 }
 
-#[cfg(all(test, feature = "rego"))]
+#[cfg(test)]
 mod tests {
     use http_body_util::{BodyExt, Full, StreamBody};
 
@@ -171,6 +171,21 @@ mod tests {
             let mut body = RequestBody::untouched(stream);
             let (read, complete) = body.read_ahead(limit).await.unwrap();
             assert_eq!((std::str::from_utf8(&read).unwrap(), complete), want, "limit {limit}");
+            assert_eq!(body.collect().await.unwrap().to_bytes(), "abcd");
+        }
+    }
+
+    /// An external authorizer and a Rego policy may both read ahead, in either size.
+    #[tokio::test]
+    async fn a_body_can_be_read_ahead_twice() {
+        for (first, second, want) in [(0, 10, "abcd"), (10, 0, "abcd"), (1, 2, "abcd")] {
+            let frames = ["ab", "cd"].map(|text| Ok::<_, std::io::Error>(Frame::data(text.into())));
+            let stream = StreamBody::new(futures_util::stream::iter(frames));
+            let mut body = RequestBody::untouched(stream);
+            body.read_ahead(first).await.unwrap();
+            let (read, complete) = body.read_ahead(second).await.unwrap();
+            assert!(want.as_bytes().starts_with(&read), "{first} then {second}");
+            assert!(!complete || read == want, "{first} then {second}");
             assert_eq!(body.collect().await.unwrap().to_bytes(), "abcd");
         }
     }

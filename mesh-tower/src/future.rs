@@ -43,7 +43,6 @@ impl<F, R, E> MeshFuture<F, R, E> {
         Self { state: State::Refused { response: Some(response) } }
     }
 
-    #[cfg(feature = "rego")]
     pub(crate) fn asking(future: Pin<Box<dyn Future<Output = Answer<R, E>> + Send>>) -> Self {
         Self { state: State::Asking { future } }
     }

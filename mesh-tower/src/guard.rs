@@ -1,16 +1,17 @@
 //! The order of judgement, as Istio's inbound sidecar has it ([SEM-EVAL-01]).
 //!
-//! [`admit`] is everything up to a verified token, [`permit`] the policies that may ask for it.
-//! Between the two a Rego policy may be asked. Neither reads the body, waits or allocates for a
-//! request that is allowed, beyond what it changes in it.
+//! [`arrive`] makes the request one request, [`next_custom`] names the external authorizers to
+//! ask, [`admit`] verifies its token, [`permit`] is given when the policies agree. Between the
+//! steps an external authorizer or a Rego policy may be asked. None of them reads the body, waits
+//! or allocates for a request that is allowed, beyond what it changes in it.
 
 use http::Method;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use mesh_authn::request::{Authentication, Effects, RequestView};
 use mesh_authz::{
-    CustomStep, Decision, DenyReason, HttpFacts, NormalizedPath, PeerIdentity, RequestFacts,
-    Verdict, client_address,
+    CustomProgress, CustomStep, Decision, DenyReason, HttpFacts, NormalizedPath, PeerIdentity,
+    RequestFacts, Verdict, client_address,
 };
 use mesh_identity::{VerifiedPeer, VerifiedToken};
 use rustls::pki_types::UnixTime;
@@ -20,7 +21,14 @@ use crate::gather::{self, Host};
 use crate::refuse::Refusal;
 use crate::snapshot::Snapshot;
 
-/// A request that is one request, with its token judged.
+/// A request that is one request; nothing of it has been judged.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrived {
+    pub(crate) info: ConnectionInfo,
+    pub(crate) host: Host,
+}
+
+/// A request whose token is judged, too.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     pub(crate) info: ConnectionInfo,
@@ -60,12 +68,12 @@ impl Permit {
     }
 }
 
-/// Makes the request unambiguous and verifies its tokens; changes `parts` to what goes on.
-pub(crate) fn admit(
+/// Makes the request unambiguous; changes `parts` to what goes on.
+pub(crate) fn arrive(
     snapshot: &Snapshot,
     parts: &mut Parts,
     now: UnixTime,
-) -> Result<Admitted, Refusal> {
+) -> Result<Arrived, Refusal> {
     let Some(info) = parts.extensions.get::<ConnectionInfo>().cloned() else {
         return Err(Refusal::fault("the mesh layer serves a connection that it did not accept"));
     };
@@ -73,18 +81,31 @@ pub(crate) fn admit(
         return Err(Refusal::denied(format!("connection_ended{{{end}}}")));
     }
     let host = gather::normalize(parts, &snapshot.scope)?;
+    Ok(Arrived { info, host })
+}
 
-    // CUSTOM comes first and never sees claims ([SEM-EVAL-04]).
-    let step = with_facts(snapshot, parts, &info, &host, None, |facts| {
-        snapshot.policies.custom(facts).next()
-    });
-    match step {
-        None => {}
-        Some(CustomStep::Refuse(decision)) => return Err(Refusal::denied(detail(&decision))),
-        // No provider is declared, so none can be asked; if one were, this would be the hole.
-        Some(CustomStep::Ask { .. }) => return Err(Refusal::fault("nobody can be asked")),
-    }
+/// The next thing to do for CUSTOM policies: they come first and never see claims
+/// ([SEM-EVAL-04]).
+pub(crate) fn next_custom(
+    snapshot: &Snapshot,
+    parts: &Parts,
+    arrived: &Arrived,
+    progress: &mut CustomProgress,
+) -> Option<CustomStep> {
+    let Arrived { info, host } = arrived;
+    with_facts(snapshot, parts, info, host, None, |facts| {
+        snapshot.policies.next_custom(facts, progress)
+    })
+}
 
+/// Verifies the tokens of a request that no external authorizer has refused.
+pub(crate) fn admit(
+    snapshot: &Snapshot,
+    parts: &mut Parts,
+    arrived: Arrived,
+    now: UnixTime,
+) -> Result<Admitted, Refusal> {
+    let Arrived { info, host } = arrived;
     let (token, effects) = authenticate(snapshot, parts, &info, &host, now)?;
     apply(parts, &effects)?;
     Ok(Admitted { info, host, token })

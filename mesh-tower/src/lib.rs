@@ -8,6 +8,7 @@ mod body;
 mod client;
 mod clock;
 mod connection;
+mod custom;
 mod cut;
 mod error;
 mod expiry;
@@ -38,6 +39,12 @@ pub use body::{RequestBody, ResponseBody};
 pub use client::{ConnectError, Connector, MeshClient, MeshStream, ServerInfo};
 pub use clock::{Clock, SystemClock};
 pub use connection::{ConnectionInfo, Security, TlsFacts};
+#[cfg(feature = "ext-authz")]
+pub use custom::GrpcAuthorizer;
+pub use custom::{
+    Authorizer, CheckAnswer, CheckError, CheckFuture, CheckRequest, CheckedBody, Denial,
+    ExtensionProviders, HttpAuthorizer, Provider, ProviderCounts, RequestChanges,
+};
 pub use error::Error;
 pub use future::MeshFuture;
 pub use guard::Permit;

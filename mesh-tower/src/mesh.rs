@@ -24,6 +24,7 @@ use tower_service::Service;
 
 use crate::RequestBody;
 use crate::clock::{Clock, SystemClock};
+use crate::custom::ExtensionProviders;
 use crate::error::Error;
 use crate::expiry::ClockJumps;
 use crate::layer::MeshLayer;
@@ -75,6 +76,7 @@ impl Mesh {
             provider: Arc::new(rustls::crypto::ring::default_provider()),
             limits: Limits::default(),
             observer: Arc::new(TracingObserver),
+            providers: ExtensionProviders::default(),
         }
     }
 
@@ -109,6 +111,15 @@ impl Mesh {
     pub fn withdraw_identity(&self) {
         let set = self.change(|inputs| inputs.withdrawn = true);
         debug_assert!(set.is_ok(), "what was compiled before compiles again");
+    }
+
+    /// Replaces the external authorizers that CUSTOM policies can name.
+    ///
+    /// # Errors
+    ///
+    /// When policies cannot be compiled with them. What is in force stays.
+    pub fn set_providers(&self, providers: ExtensionProviders) -> Result<(), Error> {
+        self.change(|inputs| inputs.providers = Arc::new(providers))
     }
 
     /// Sets, replaces or removes the Rego policy that is asked after token verification.
@@ -325,6 +336,7 @@ pub struct MeshBuilder {
     provider: Arc<CryptoProvider>,
     limits: Limits,
     observer: Arc<dyn Observer>,
+    providers: ExtensionProviders,
 }
 
 impl MeshBuilder {
@@ -377,6 +389,13 @@ impl MeshBuilder {
         self
     }
 
+    /// The external authorizers that CUSTOM policies can name (`extensionProviders` of Istio's mesh
+    /// configuration): none by default, so that what such a policy selects is refused.
+    pub fn extension_providers(mut self, providers: ExtensionProviders) -> Self {
+        self.providers = providers;
+        self
+    }
+
     /// Starts with an identity, the trust bundles and the policies: nothing is served before all
     /// three are there ([SEC-OPS-3]).
     ///
@@ -406,6 +425,7 @@ impl MeshBuilder {
             trust: 1,
             keys: KeySets::new(),
             lacking: Arc::clone(&lacking),
+            providers: Arc::new(self.providers),
             #[cfg(feature = "rego")]
             rego: None,
         };

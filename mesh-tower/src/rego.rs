@@ -3,7 +3,6 @@
 //! Evaluation runs on threads of its own ([SEC-REGO-3]); the request waits for them without
 //! holding an async worker, and not longer than the deadline.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,17 +10,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Method, StatusCode, Version};
+use http::{Method, StatusCode};
 use http_body::Body;
 use mesh_authz::rego::{BodyView, RegoDecision, RegoDenyReason, RegoInput, RegoPolicy, RegoPool};
-use mesh_identity::SpiffeId;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use rustls::pki_types::UnixTime;
+use mesh_identity::VerifiedToken;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::body::RequestBody;
-use crate::gather;
+use crate::custom::{
+    Authorizer, Changes, CheckAnswer, CheckFuture, CheckRequest, CheckedBody, Context, Denial,
+    RequestChanges, apply,
+};
 use crate::guard::Admitted;
 use crate::refuse::Refusal;
 use crate::server::Limits;
@@ -47,17 +47,6 @@ pub struct RegoStage {
     max_body: Option<usize>,
     deadline: Duration,
     overruns: AtomicU32,
-}
-
-/// What an allowing answer changes beyond the request.
-pub(crate) struct Changes {
-    pub(crate) response_headers: Vec<(HeaderName, HeaderValue)>,
-}
-
-impl fmt::Debug for Changes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Changes").finish_non_exhaustive()
-    }
 }
 
 impl RegoStage {
@@ -94,37 +83,33 @@ impl RegoStage {
         admitted: &Admitted,
         body: &mut RequestBody<B>,
         context: Context<'_>,
-    ) -> Result<Changes, Refusal>
+        changes: &mut Changes,
+    ) -> Result<(), Refusal>
     where
         B: Body<Data = Bytes> + Unpin,
     {
+        let max = self.max_body.unwrap_or_default();
         let read = self.read(parts, body, context.limits).await?;
-        let input = input(parts, admitted, read.as_ref(), self.max_body, &context);
-        match self.decide(input).await {
-            RegoDecision::Allow {
-                headers_to_set,
-                headers_to_remove,
-                response_headers,
-                query_to_set,
-                query_to_remove,
-                dynamic_metadata: _,
-            } => {
-                for name in &headers_to_remove {
-                    parts.headers.remove(name);
-                }
-                // The client's own lines of these names go, all of them.
-                for (name, _) in &headers_to_set {
-                    parts.headers.remove(name);
-                }
-                for (name, value) in headers_to_set {
-                    parts.headers.append(name, value);
-                }
-                change_query(parts, &query_to_set, &query_to_remove)?;
-                Ok(Changes { response_headers })
-            }
-            RegoDecision::Deny { status, headers, body, reason, dynamic_metadata: _ } => {
-                let detail = format!("rego_denied{{{}}}", reason.as_str());
-                let mut refusal = Refusal::new(status, Bytes::from(body), detail);
+        let body = read.map(|(read, complete)| CheckedBody {
+            truncated: !complete || read.len() > max,
+            bytes: read.slice(..read.len().min(max)),
+            as_bytes: false,
+        });
+        let request = CheckRequest {
+            parts,
+            info: &admitted.info,
+            host: &admitted.host,
+            own_id: context.own_id,
+            now: context.now,
+            timeout: self.deadline,
+            body: body.as_ref(),
+        };
+        let input = input(&request, admitted.token.as_ref());
+        match answer(self.decide(input).await) {
+            CheckAnswer::Allow(asked) => apply(parts, asked, changes),
+            CheckAnswer::Deny(Denial { status, headers, body, reason }) => {
+                let detail = format!("rego_denied{{{}}}", reason.unwrap_or_default());
+                let mut refusal = Refusal::new(status, body, detail);
                 refusal.headers = headers;
                 Err(refusal)
             }
@@ -183,95 +168,62 @@ impl RegoStage {
     }
 }
 
-/// What the stage needs to know beside the request.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Context<'a> {
-    pub(crate) now: UnixTime,
-    pub(crate) limits: &'a Limits,
-    pub(crate) own_id: &'a SpiffeId,
+/// As a provider of CUSTOM policies it comes before tokens are verified, so it sees no claims, and
+/// of bodies what the provider is to see.
+impl Authorizer for RegoStage {
+    fn check<'r>(&'r self, request: CheckRequest<'r>) -> CheckFuture<'r> {
+        Box::pin(async move { Ok(answer(self.decide(input(&request, None)).await)) })
+    }
 }
 
-fn input(
-    parts: &Parts,
-    admitted: &Admitted,
-    read: Option<&(Bytes, bool)>,
-    max_body: Option<usize>,
-    context: &Context<'_>,
-) -> RegoInput {
-    let max = max_body.unwrap_or_default();
-    let body = match read {
+fn answer(decision: RegoDecision) -> CheckAnswer {
+    match decision {
+        RegoDecision::Allow {
+            headers_to_set,
+            headers_to_remove,
+            response_headers,
+            query_to_set,
+            query_to_remove,
+            dynamic_metadata: _,
+        } => CheckAnswer::Allow(RequestChanges {
+            headers_to_set,
+            headers_to_remove,
+            response_headers,
+            query_to_set,
+            query_to_remove,
+            ..RequestChanges::default()
+        }),
+        RegoDecision::Deny { status, headers, body, reason, dynamic_metadata: _ } => {
+            let mut denial = Denial::new(status, body);
+            denial.headers = headers;
+            denial.reason = Some(reason.as_str());
+            CheckAnswer::Deny(denial)
+        }
+    }
+}
+
+fn input(request: &CheckRequest<'_>, token: Option<&VerifiedToken>) -> RegoInput {
+    let body = match request.body() {
         None => BodyView::NotRequested,
-        Some((read, true)) if read.len() <= max => BodyView::Complete(read),
-        Some((read, _)) => BodyView::Truncated(read.get(..max).unwrap_or(read)),
+        Some(body) if body.truncated => BodyView::Truncated(&body.bytes),
+        Some(body) => BodyView::Complete(&body.bytes),
     };
-    let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
-    let mut input = RegoInput::builder(parts.method.as_str(), path, &parts.headers)
-        .authority(admitted.host.as_str())
-        .scheme(if admitted.info.tls().is_some() { "https" } else { "http" })
-        .protocol(if parts.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" })
-        .source(admitted.info.peer_address())
-        .destination(admitted.info.local_address())
-        .destination_id(context.own_id)
-        .time(context.now, 0)
+    let connection = request.connection();
+    let path = request.parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    let mut input = RegoInput::builder(request.method().as_str(), path, request.headers())
+        .authority(request.authority())
+        .scheme(request.scheme())
+        .protocol(request.protocol())
+        .source(connection.peer_address())
+        .destination(connection.local_address())
+        .destination_id(request.own_id())
+        .time(request.time(), 0)
         .body(body);
-    if let Some(peer) = admitted.info.peer() {
+    if let Some(peer) = connection.peer() {
         input = input.peer(peer);
     }
-    if let Some(token) = &admitted.token {
+    if let Some(token) = token {
         input = input.token(token);
     }
     input.build()
-}
-
-/// Sets and removes query parameters; those a policy does not name keep their bytes.
-fn change_query(
-    parts: &mut Parts,
-    set: &[(String, String)],
-    remove: &[String],
-) -> Result<(), Refusal> {
-    if set.is_empty() && remove.is_empty() {
-        return Ok(());
-    }
-    let changed = |name: &str| {
-        remove.iter().any(|other| other == name) || set.iter().any(|(other, _)| other == name)
-    };
-    let kept = parts.uri.query().unwrap_or_default().split('&').filter(|pair| {
-        let name = pair.split('=').next().unwrap_or_default();
-        !pair.is_empty() && !changed(&percent_decode_str(name).decode_utf8_lossy())
-    });
-    let encode = |text| utf8_percent_encode(text, QUERY);
-    let added = set.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value)));
-    let query: Vec<String> = kept.map(str::to_owned).chain(added).collect();
-    let path = parts.uri.path();
-    let text =
-        if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) };
-    let Ok(path) = PathAndQuery::try_from(text) else {
-        return Err(Refusal::fault("the policy's query parameters do not make a query"));
-    };
-    gather::set_path(&mut parts.uri, path)
-}
-
-/// Everything but unreserved characters (RFC 3986 section 2.3).
-const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_policy_changes_only_the_parameters_it_names() {
-        let changed = |uri: &str, set: &[(&str, &str)], remove: &[&str]| {
-            let (mut parts, ()) = http::Request::get(uri).body(()).unwrap().into_parts();
-            let own = |text: &&str| (*text).to_owned();
-            let set: Vec<_> = set.iter().map(|(n, v)| (own(n), own(v))).collect();
-            let remove: Vec<_> = remove.iter().map(own).collect();
-            change_query(&mut parts, &set, &remove).unwrap();
-            parts.uri.to_string()
-        };
-        assert_eq!(changed("/a?x=1&y=%202", &[], &["x"]), "/a?y=%202");
-        assert_eq!(changed("/a?%78=1", &[], &["x"]), "/a");
-        assert_eq!(changed("/a?x=1&z", &[("x", "a&b=c")], &[]), "/a?z&x=a%26b%3Dc");
-        assert_eq!(changed("/a", &[("n", "\u{e4}")], &[]), "/a?n=%C3%A4");
-        assert_eq!(changed("/a?x=1", &[], &[]), "/a?x=1");
-    }
 }

@@ -1,7 +1,7 @@
 //! The guarded service: judge, then call the inner service or answer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::task::{Context, Poll};
+use std::task::{self, Poll};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -10,11 +10,13 @@ use http_body::Body;
 use tower_service::Service;
 
 use crate::body::{RequestBody, ResponseBody};
+use crate::custom::{Changes, Context, Custom};
 use crate::future::MeshFuture;
-use crate::guard::{self, Admitted};
+use crate::guard::{self, Admitted, Arrived};
 use crate::mesh::Mesh;
 use crate::record::Record;
 use crate::refuse::{Refusal, RequestKind};
+use crate::server::Limits;
 use crate::snapshot::Snapshot;
 
 /// A service behind the mesh; made by [`crate::MeshLayer`].
@@ -41,7 +43,7 @@ where
     type Error = S::Error;
     type Future = MeshFuture<S::Future, R, S::Error>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
@@ -53,31 +55,36 @@ where
         let mut record = Record::begin(&self.mesh, &parts);
 
         let now = record.now();
-        let admitted = match fail_closed(|| guard::admit(&snapshot, &mut parts, now)) {
+        let arrived = match fail_closed(|| guard::arrive(&snapshot, &mut parts, now)) {
+            Ok(arrived) => arrived,
+            Err(refusal) => {
+                record.decided(&snapshot, &parts, false, &refusal.detail, None);
+                return MeshFuture::refused(answer(refusal, kind, record));
+            }
+        };
+        let custom = match fail_closed(|| Ok(Custom::begin(&snapshot, &parts, &arrived))) {
+            Ok(custom) => custom,
+            Err(refusal) => {
+                record.decided(&snapshot, &parts, false, &refusal.detail, None);
+                return MeshFuture::refused(answer(refusal, kind, record));
+            }
+        };
+        if custom.is_some() || snapshot.asks_rego() {
+            // A clone takes this service's place, so that the one that is ready is called.
+            let inner = self.inner.clone();
+            let inner = std::mem::replace(&mut self.inner, inner);
+            let limits = self.mesh.limits().clone();
+            let asked = Asked { snapshot, parts, body, arrived, record, kind, limits };
+            return MeshFuture::asking(Box::pin(asked.ask(custom, inner)));
+        }
+
+        let admitted = match fail_closed(|| guard::admit(&snapshot, &mut parts, arrived, now)) {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 record.decided(&snapshot, &parts, false, &refusal.detail, None);
                 return MeshFuture::refused(answer(refusal, kind, record));
             }
         };
-
-        #[cfg(feature = "rego")]
-        if let Some(stage) = snapshot.rego.clone() {
-            // A clone takes this service's place, so that the one that is ready is called.
-            let inner = self.inner.clone();
-            let inner = std::mem::replace(&mut self.inner, inner);
-            let asked = Asked {
-                snapshot,
-                parts,
-                body,
-                admitted,
-                record,
-                kind,
-                limits: self.mesh.limits().clone(),
-            };
-            return MeshFuture::asking(Box::pin(asked.ask(stage, inner)));
-        }
-
         match settle(&snapshot, &mut parts, admitted, &mut record) {
             Err(refusal) => MeshFuture::refused(answer(refusal, kind, record)),
             Ok(()) => MeshFuture::inner(self.inner.call(Request::from_parts(parts, body)), record),
@@ -126,44 +133,37 @@ fn fail_closed<T>(judge: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refus
         .unwrap_or_else(|_| Err(Refusal::fault("judging the request panicked")))
 }
 
-/// A request on its way through the Rego stage.
-#[cfg(feature = "rego")]
+/// A request on its way through external authorizers and the Rego stage.
 struct Asked<B> {
     snapshot: std::sync::Arc<Snapshot>,
     parts: Parts,
     body: RequestBody<B>,
-    admitted: Admitted,
+    arrived: Arrived,
     record: Record,
     kind: RequestKind,
-    limits: crate::Limits,
+    limits: Limits,
 }
 
-#[cfg(feature = "rego")]
 impl<B: Body<Data = Bytes> + Unpin> Asked<B> {
     async fn ask<S, R>(
         mut self,
-        stage: std::sync::Arc<crate::RegoStage>,
+        custom: Option<Custom>,
         mut inner: S,
     ) -> Result<Response<ResponseBody<R>>, S::Error>
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>>,
         R: Body<Data = Bytes>,
     {
-        let context = crate::rego::Context {
-            now: self.record.now(),
-            limits: &self.limits,
-            own_id: self.snapshot.svid.id(),
-        };
-        let asked = stage.ask(&mut self.parts, &self.admitted, &mut self.body, context);
-        let changes = match asked.await {
-            Ok(changes) => changes,
+        let mut changes = Changes::default();
+        let admitted = match self.judge(custom, &mut changes).await {
+            Ok(admitted) => admitted,
             Err(refusal) => {
                 let detail = refusal.detail.clone();
                 self.record.decided(&self.snapshot, &self.parts, false, &detail, None);
                 return Ok(answer(refusal, self.kind, self.record));
             }
         };
-        let Self { snapshot, mut parts, body, admitted, mut record, kind, .. } = self;
+        let Self { snapshot, mut parts, body, mut record, kind, .. } = self;
         if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &mut record) {
             return Ok(answer(refusal, kind, record));
         }
@@ -174,5 +174,27 @@ impl<B: Body<Data = Bytes> + Unpin> Asked<B> {
         }
         record.answered(&response);
         Ok(response)
+    }
+
+    /// CUSTOM, tokens, Rego, in this order ([SEM-EVAL-01]).
+    async fn judge(
+        &mut self,
+        custom: Option<Custom>,
+        changes: &mut Changes,
+    ) -> Result<Admitted, Refusal> {
+        let Self { snapshot, parts, body, arrived, record, limits, .. } = self;
+        let now = record.now();
+        if let Some(custom) = custom {
+            let context = Context { now, limits, own_id: snapshot.svid.id() };
+            custom.ask(snapshot, parts, arrived, body, context, changes).await?;
+        }
+        let arrived = arrived.clone();
+        let admitted = fail_closed(|| guard::admit(snapshot, parts, arrived, now))?;
+        #[cfg(feature = "rego")]
+        if let Some(stage) = snapshot.rego.clone() {
+            let context = Context { now, limits, own_id: snapshot.svid.id() };
+            stage.ask(parts, &admitted, body, context, changes).await?;
+        }
+        Ok(admitted)
     }
 }

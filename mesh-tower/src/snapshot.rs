@@ -11,6 +11,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
 
 use crate::clock::{Clock, RustlsClock};
+use crate::custom::ExtensionProviders;
 use crate::error::Error;
 use crate::policies::Policies;
 use crate::source::Lacking;
@@ -33,6 +34,7 @@ pub(crate) struct Inputs {
     pub(crate) policies: Policies,
     pub(crate) keys: KeySets,
     pub(crate) lacking: Arc<Lacking>,
+    pub(crate) providers: Arc<ExtensionProviders>,
     #[cfg(feature = "rego")]
     pub(crate) rego: Option<Arc<crate::RegoStage>>,
 }
@@ -55,6 +57,7 @@ pub(crate) struct Snapshot {
     pub(crate) tokens: RequestAuthenticator,
     pub(crate) lacking: Arc<Lacking>,
     pub(crate) policies: PolicySet,
+    pub(crate) providers: Arc<ExtensionProviders>,
     #[cfg(feature = "rego")]
     pub(crate) rego: Option<Arc<crate::RegoStage>>,
 }
@@ -70,6 +73,7 @@ impl Snapshot {
             .build()?;
         let scope = Scope::new(workload.clone(), settings.clone())
             .with_semantics(inputs.semantics)
+            .with_providers(inputs.providers.kinds())
             .with_path_normalization(inputs.paths);
         Ok(Self {
             generation,
@@ -91,6 +95,7 @@ impl Snapshot {
             lacking: Arc::clone(&inputs.lacking),
             policies: PolicySet::compile(&policies.authorization, &scope, Transport::Http)?,
             scope,
+            providers: Arc::clone(&inputs.providers),
             #[cfg(feature = "rego")]
             rego: inputs.rego.clone(),
         })
@@ -105,6 +110,14 @@ impl Snapshot {
             return Err(OwnIdentityError::Expired);
         }
         Ok(())
+    }
+
+    /// Whether requests wait for a Rego policy.
+    pub(crate) fn asks_rego(&self) -> bool {
+        #[cfg(feature = "rego")]
+        return self.rego.is_some();
+        #[cfg(not(feature = "rego"))]
+        return false;
     }
 
     /// Whether the chain of an open connection's peer still verifies ([SEC-TLS-13]).

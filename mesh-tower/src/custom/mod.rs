@@ -1,0 +1,107 @@
+//! CUSTOM policies: external authorizers, asked before tokens are looked at ([SEM-EVAL-01]).
+//!
+//! An [`Authorizer`] answers; a [`Provider`] is one with the limits around it; [`ExtensionProviders`]
+//! are those that policies can name. Ready-made authorizers: [`HttpAuthorizer`], `GrpcAuthorizer`
+//! (feature `ext-authz`) and [`crate::RegoStage`] (feature `rego`), which decides in process.
+//!
+//! Each provider has its own connections, its own places for requests in flight and its own
+//! timeout, so one that is down or slow takes nothing from another.
+
+mod apply;
+mod authorizer;
+#[cfg(feature = "ext-authz")]
+mod grpc;
+mod http;
+#[cfg(feature = "ext-authz")]
+mod messages;
+mod provider;
+mod providers;
+
+use ::http::request::Parts;
+use ::http::{HeaderName, HeaderValue};
+use bytes::Bytes;
+use http_body::Body;
+use mesh_authz::{CustomProgress, CustomStep};
+use mesh_identity::SpiffeId;
+use rustls::pki_types::UnixTime;
+
+pub use self::authorizer::{
+    Authorizer, CheckAnswer, CheckError, CheckFuture, CheckRequest, CheckedBody, Denial,
+    RequestChanges,
+};
+#[cfg(feature = "ext-authz")]
+pub use self::grpc::GrpcAuthorizer;
+pub use self::http::HttpAuthorizer;
+pub use self::provider::{Provider, ProviderCounts};
+pub use self::providers::ExtensionProviders;
+
+pub(crate) use self::apply::apply;
+
+use crate::body::RequestBody;
+use crate::guard::{self, Arrived};
+use crate::refuse::Refusal;
+use crate::server::Limits;
+use crate::snapshot::Snapshot;
+
+/// What an authorizer needs to know beside the request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) now: UnixTime,
+    pub(crate) limits: &'a Limits,
+    pub(crate) own_id: &'a SpiffeId,
+}
+
+/// What allowing answers change beyond the request.
+#[derive(Default)]
+pub(crate) struct Changes {
+    pub(crate) response_headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// The questions about one request, of which there is at least one.
+pub(crate) struct Custom {
+    progress: CustomProgress,
+    step: CustomStep,
+}
+
+impl Custom {
+    /// The first question, if there is any: most requests have none and wait for nothing.
+    pub(crate) fn begin(snapshot: &Snapshot, parts: &Parts, arrived: &Arrived) -> Option<Self> {
+        let mut progress = CustomProgress::default();
+        let step = guard::next_custom(snapshot, parts, arrived, &mut progress)?;
+        Some(Self { progress, step })
+    }
+
+    /// Asks one provider after the other; all must allow ([SEM-EXT-05]).
+    pub(crate) async fn ask<B>(
+        self,
+        snapshot: &Snapshot,
+        parts: &mut Parts,
+        arrived: &Arrived,
+        body: &mut RequestBody<B>,
+        context: Context<'_>,
+        changes: &mut Changes,
+    ) -> Result<(), Refusal>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let Self { mut progress, step } = self;
+        let mut next = Some(step);
+        while let Some(step) = next {
+            match step {
+                CustomStep::Refuse(decision) => {
+                    return Err(Refusal::denied(guard::detail(&decision)));
+                }
+                CustomStep::Ask { provider, .. } => {
+                    // The policies were compiled with these providers: one is always there.
+                    let provider = snapshot.providers.get(&provider);
+                    let provider = provider.ok_or_else(|| Refusal::fault("nobody can be asked"))?;
+                    let semantics = snapshot.scope.semantics();
+                    let asked = provider.ask(parts, arrived, body, context, semantics).await?;
+                    apply(parts, asked, changes)?;
+                }
+            }
+            next = guard::next_custom(snapshot, parts, arrived, &mut progress);
+        }
+        Ok(())
+    }
+}
