@@ -11,6 +11,7 @@
 mod bundle;
 mod claims;
 mod crl;
+mod federation;
 pub mod manifest;
 mod spiffe_id;
 mod svid;
@@ -27,6 +28,9 @@ pub use bundle::{
 };
 pub use claims::Claims;
 pub use crl::{CrlError, CrlSet, MAX_CRL_LEN, MAX_CRLS};
+pub use federation::{
+    EndpointProfile, FederatedBundle, FederationEndpoint, FederationError, MAX_FETCH_TIME,
+};
 pub use spiffe_id::{IstioIdentity, MAX_SPIFFE_ID_LEN, SpiffeId, SpiffeIdError, SpiffeIdRef};
 pub use svid::{SvidLoadError, X509Svid};
 pub use trust_domain::{MAX_TRUST_DOMAIN_LEN, TrustDomain};

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::trust_domain::{TrustDomain, check_trust_domain_name};
+use crate::trust_domain::{MAX_TRUST_DOMAIN_LEN, TrustDomain};
 
 /// The scheme and separator that every SPIFFE ID begins with.
 const SCHEME: &str = "spiffe://";
@@ -134,11 +134,8 @@ impl<'a> SpiffeIdRef<'a> {
         if uri.len() > MAX_SPIFFE_ID_LEN {
             return Err(SpiffeIdError::TooLong);
         }
-        let (trust_domain, path) = match rest.find('/') {
-            Some(slash) => rest.split_at(slash),
-            None => (rest, ""),
-        };
-        check_trust_domain_name(trust_domain)?;
+        let (trust_domain, path) = split_while(rest.as_bytes(), is_trust_domain_byte);
+        check_trust_domain(trust_domain, path)?;
         check_path(path)?;
         Ok(Self { uri, trust_domain_len: trust_domain.len() })
     }
@@ -251,25 +248,72 @@ pub enum SpiffeIdError {
     WrongScheme,
 }
 
+/// SPIFFE-ID section 2.1: 1 to 255 bytes of `[a-z0-9.-_]`, and a path or nothing behind them.
+pub(crate) fn check_trust_domain(name: &[u8], behind: &[u8]) -> Result<(), SpiffeIdError> {
+    if !matches!(behind, [] | [b'/', ..]) {
+        return Err(SpiffeIdError::TrustDomainChar { at: name.len() });
+    }
+    match name.len() {
+        0 => Err(SpiffeIdError::MissingTrustDomain),
+        1..=MAX_TRUST_DOMAIN_LEN => Ok(()),
+        _ => Err(SpiffeIdError::TrustDomainTooLong),
+    }
+}
+
 /// SPIFFE-ID section 2.2: non-empty segments of `[A-Za-z0-9.-_]`, none `.` or `..`.
-fn check_path(path: &str) -> Result<(), SpiffeIdError> {
-    let Some(segments) = path.strip_prefix('/') else { return Ok(()) };
-    let mut rest = segments.split('/').peekable();
-    while let Some(segment) = rest.next() {
+fn check_path(mut path: &[u8]) -> Result<(), SpiffeIdError> {
+    while let [_slash, segments @ ..] = path {
+        let (segment, rest) = split_while(segments, is_path_byte);
+        if !matches!(rest, [] | [b'/', ..]) {
+            return Err(SpiffeIdError::PathChar);
+        }
         match segment {
-            "" if rest.peek().is_none() => return Err(SpiffeIdError::TrailingSlash),
-            "" => return Err(SpiffeIdError::EmptySegment),
-            "." | ".." => return Err(SpiffeIdError::DotSegment),
-            _ if !segment.bytes().all(is_path_byte) => return Err(SpiffeIdError::PathChar),
-            _ => {}
+            [] if rest.is_empty() => return Err(SpiffeIdError::TrailingSlash),
+            [] => return Err(SpiffeIdError::EmptySegment),
+            b"." | b".." => return Err(SpiffeIdError::DotSegment),
+            _ => path = rest,
         }
     }
     Ok(())
 }
 
-fn is_path_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_')
+/// Before and from the first byte that is of another kind.
+pub(crate) fn split_while(bytes: &[u8], kind: fn(u8) -> bool) -> (&[u8], &[u8]) {
+    let end = bytes.iter().position(|byte| !kind(*byte)).unwrap_or(bytes.len());
+    bytes.split_at_checked(end).unwrap_or((bytes, &[]))
 }
+
+pub(crate) fn is_trust_domain_byte(byte: u8) -> bool {
+    KINDS.get(usize::from(byte)).is_some_and(|kinds| kinds & TRUST_DOMAIN != 0)
+}
+
+fn is_path_byte(byte: u8) -> bool {
+    KINDS.get(usize::from(byte)).is_some_and(|kinds| kinds & PATH != 0)
+}
+
+const TRUST_DOMAIN: u8 = 1;
+const PATH: u8 = 2;
+
+/// Where a byte may stand. An ID is parsed in every handshake, and a look-up is what that costs.
+#[expect(
+    clippy::as_conversions,
+    clippy::indexing_slicing,
+    reason = "evaluated by the compiler: a byte always fits"
+)]
+const KINDS: [u8; 256] = {
+    let mut kinds = [0; 256];
+    let mut rest: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789.-_";
+    while let [byte, others @ ..] = rest {
+        kinds[*byte as usize] = TRUST_DOMAIN | PATH;
+        rest = others;
+    }
+    rest = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    while let [byte, others @ ..] = rest {
+        kinds[*byte as usize] = PATH;
+        rest = others;
+    }
+    kinds
+};
 
 #[cfg(test)]
 mod tests {

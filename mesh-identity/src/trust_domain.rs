@@ -5,7 +5,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::spiffe_id::{SpiffeIdError, SpiffeIdRef};
+use crate::spiffe_id::{
+    SpiffeIdError, SpiffeIdRef, check_trust_domain, is_trust_domain_byte, split_while,
+};
 
 /// The longest trust domain name in bytes (SPIFFE-ID section 2.1).
 pub const MAX_TRUST_DOMAIN_LEN: usize = 255;
@@ -68,21 +70,13 @@ impl fmt::Debug for TrustDomain {
     }
 }
 
-/// SPIFFE-ID section 2.1: 1 to 255 bytes of `[a-z0-9.-_]`.
+/// A bare name: nothing may follow it, not even a path.
 pub(crate) fn check_trust_domain_name(name: &str) -> Result<(), SpiffeIdError> {
-    if name.is_empty() {
-        return Err(SpiffeIdError::MissingTrustDomain);
+    let (name, rest) = split_while(name.as_bytes(), is_trust_domain_byte);
+    if !rest.is_empty() {
+        return Err(SpiffeIdError::TrustDomainChar { at: name.len() });
     }
-    let allowed = |byte: u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_')
-    };
-    if let Some(at) = name.bytes().position(|byte| !allowed(byte)) {
-        return Err(SpiffeIdError::TrustDomainChar { at });
-    }
-    if name.len() > MAX_TRUST_DOMAIN_LEN {
-        return Err(SpiffeIdError::TrustDomainTooLong);
-    }
-    Ok(())
+    check_trust_domain(name, rest)
 }
 
 #[cfg(test)]

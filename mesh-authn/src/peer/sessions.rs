@@ -10,20 +10,28 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_identity::x509::Validity;
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use rustls::NamedGroup;
 use rustls::client::{
     ClientSessionMemoryCache, ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue,
 };
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::{ServerSessionMemoryCache, StoresServerSessions};
+use rustls::server::StoresServerSessions;
 use rustls::time_provider::TimeProvider;
+use zeroize::Zeroizing;
 
 use super::chains::Presented;
 use super::verifier::PeerVerifier;
 
-/// Most sessions that a server keeps; each is some kilobytes, most of it the peer's chain.
-const MAX_SERVER_SESSIONS: usize = 1024;
+/// Most memory for a server's sessions, in bytes: some thousand, each mostly the peer's chain.
+const MAX_SESSION_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Most sessions that are expected at once; only sizes the table.
+const EXPECTED_SESSIONS: usize = 1024;
+
+/// What an entry costs beside its session.
+const ENTRY_COST: u64 = 128;
 
 /// Longest session that a server keeps, in bytes: with a longer chain there is no resumption.
 const MAX_SESSION_LEN: usize = 16 * 1024;
@@ -31,46 +39,63 @@ const MAX_SESSION_LEN: usize = 16 * 1024;
 /// Most server names for which a client keeps sessions, of eight tickets each.
 const MAX_SERVERS: usize = 256;
 
-/// rustls' storage for a server, with a time for each session.
+/// rustls' storage for a server, which judges what it hands out.
 ///
 /// Sessions stay in this process, so there is no ticket key that could be shared or stolen, and a
-/// ticket of TLS 1.3 is taken once.
+/// ticket of TLS 1.3 is taken once. Their memory is zeroed when they go.
 pub(super) struct ServerSessions {
-    stored: Arc<ServerSessionMemoryCache>,
+    stored: Cache<Vec<u8>, Session, Weight>,
     verifier: Arc<PeerVerifier>,
     time: Arc<dyn TimeProvider>,
 }
 
+/// A session as rustls wrote it, its secret among the rest.
+#[derive(Clone)]
+struct Session(Arc<Zeroizing<Vec<u8>>>);
+
+/// Memory of a session.
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<Vec<u8>, Session> for Weight {
+    fn weight(&self, _: &Vec<u8>, session: &Session) -> u64 {
+        u64::try_from(session.0.len()).unwrap_or(u64::MAX).saturating_add(ENTRY_COST)
+    }
+}
+
 impl ServerSessions {
     pub(super) fn new(verifier: Arc<PeerVerifier>, time: Arc<dyn TimeProvider>) -> Self {
-        let stored = ServerSessionMemoryCache::new(MAX_SERVER_SESSIONS);
+        let stored = Cache::with_weighter(EXPECTED_SESSIONS, MAX_SESSION_BYTES, Weight);
         Self { stored, verifier, time }
     }
 
     /// The session, if the chain within it is verified now.
-    fn judged(&self, session: Vec<u8>) -> Option<Vec<u8>> {
-        let chain = client_chain(&session)?;
+    fn judged(&self, Session(session): &Session) -> Option<Vec<u8>> {
+        let chain = client_chain(session)?;
         let (leaf, intermediates) = chain.split_first()?;
         let now = self.time.current_time()?;
         self.verifier.verify(Presented { leaf, intermediates }, now).ok()?;
-        Some(session)
+        Some(session.to_vec())
     }
 }
 
 impl StoresServerSessions for ServerSessions {
     fn put(&self, key: Vec<u8>, session: Vec<u8>) -> bool {
+        let session = Session(Arc::new(Zeroizing::new(session)));
         // What could not be judged later is not kept.
-        session.len() <= MAX_SESSION_LEN
-            && client_chain(&session).is_some()
-            && self.stored.put(key, session)
+        if session.0.len() > MAX_SESSION_LEN || client_chain(&session.0).is_none() {
+            return false;
+        }
+        self.stored.insert(key, session);
+        true
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.stored.get(key).and_then(|session| self.judged(session))
+        self.stored.get(key).and_then(|session| self.judged(&session))
     }
 
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.stored.take(key).and_then(|session| self.judged(session))
+        self.stored.remove(key).and_then(|(_, session)| self.judged(&session))
     }
 
     fn can_cache(&self) -> bool {

@@ -14,10 +14,10 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, Der, TrustAnchor};
 use serde_json::{Map, Value};
 
-use crate::crl::CrlSet;
+use crate::crl::{CrlError, CrlSet};
 use crate::spiffe_id::SpiffeIdError;
 use crate::trust_domain::TrustDomain;
-use crate::x509::{CertificateProfile, SvidError, Validity};
+use crate::x509::{CertificateProfile, SvidError, Validity, split_certificates};
 
 /// How often a bundle is asked for when it does not say (SPIFFE Trust Domain and Bundle 4.1.2).
 pub const DEFAULT_REFRESH_HINT: Duration = Duration::from_secs(300);
@@ -141,6 +141,10 @@ pub enum BundleError {
         error: SvidError,
     },
 
+    /// Its revocation lists are not acceptable ([SEC-ID-14]).
+    #[error("{0}")]
+    Crl(#[from] CrlError),
+
     /// Two bundles of one trust domain.
     #[error("two bundles for one trust domain")]
     DuplicateTrustDomain,
@@ -247,6 +251,44 @@ impl TrustBundle {
         Ok(bundle)
     }
 
+    /// Reads X.509 authorities whose DER follows one another, as the SPIFFE Workload API sends them.
+    ///
+    /// # Errors
+    ///
+    /// As [`TrustBundle::from_pem`].
+    pub fn from_concatenated_der(
+        trust_domain: TrustDomain,
+        der: &[u8],
+    ) -> Result<Self, BundleError> {
+        if der.len() > MAX_BUNDLE_LEN {
+            return Err(BundleError::TooLong);
+        }
+        let wrong = |at| move |error| BundleError::Authority { at, error };
+        let certificates = split_certificates(der).map_err(wrong(0))?;
+        let mut bundle = Self::new(trust_domain);
+        for (at, der) in certificates.into_iter().enumerate() {
+            bundle.add_authority(X509Authority::from_der(der).map_err(wrong(at))?);
+        }
+        if bundle.x509_authorities.is_empty() {
+            return Err(BundleError::Authority { at: 0, error: SvidError::EmptyChain });
+        }
+        Ok(bundle)
+    }
+
+    /// Takes the keys for JWT-SVIDs from another bundle of the trust domain: the SPIFFE Workload
+    /// API sends them apart.
+    ///
+    /// # Errors
+    ///
+    /// [`BundleError::OtherTrustDomain`].
+    pub fn with_jwt_authorities_of(mut self, other: &Self) -> Result<Self, BundleError> {
+        if self.trust_domain != other.trust_domain {
+            return Err(BundleError::OtherTrustDomain);
+        }
+        self.jwt_authorities.clone_from(&other.jwt_authorities);
+        Ok(self)
+    }
+
     /// Reads a SPIFFE bundle document (a JWKS with SPIFFE's members).
     ///
     /// Keys of an unknown `kty` or `use` are skipped, as the standard demands;
@@ -264,15 +306,21 @@ impl TrustBundle {
     ///
     /// # Errors
     ///
-    /// It is of another trust domain, or a stale copy: its `spiffe_sequence` is smaller. Then the
-    /// held one stays.
+    /// It is of another trust domain, or a stale copy: its `spiffe_sequence` is smaller, or one of
+    /// its revocation lists is older. Then the held one stays.
     pub fn succeeding(self, held: &Self) -> Result<Self, BundleError> {
         if self.trust_domain != held.trust_domain {
             return Err(BundleError::OtherTrustDomain);
         }
         match (self.sequence, held.sequence) {
             (Some(new), Some(held)) if new < held => Err(BundleError::Stale { new, held }),
-            (_, _) => Ok(self),
+            (_, _) => match (&self.crls, &held.crls) {
+                (Some(new), Some(held)) => {
+                    new.clone().succeeding(held)?;
+                    Ok(self)
+                }
+                (_, _) => Ok(self),
+            },
         }
     }
 
@@ -441,6 +489,29 @@ impl BundleSet {
             TrustBundle::from_object(name.parse::<TrustDomain>()?, document)
         });
         Self::from_bundles(bundles.collect::<Result<Vec<_>, BundleError>>()?)
+    }
+
+    /// This set, to be held in place of an earlier one: a stale bundle in it gives way to the one
+    /// held ([SEC-ID-9]). Beside it, the trust domains of which the held bundle stays, and why. One
+    /// that is missing here is missing then: trust that was withdrawn is not kept.
+    #[must_use]
+    pub fn succeeding(mut self, held: &Self) -> (Self, Vec<(TrustDomain, BundleError)>) {
+        let mut kept = Vec::new();
+        for (name, bundle) in &mut self.bundles {
+            let Some(old) = held.bundles.get(name) else { continue };
+            if let Err(error) = TrustBundle::clone(bundle).succeeding(old) {
+                *bundle = Arc::clone(old);
+                kept.push((name.clone(), error));
+            }
+        }
+        (self, kept)
+    }
+
+    /// This set with one bundle more, or another in place of the one of its trust domain.
+    #[must_use]
+    pub fn with_bundle(mut self, bundle: TrustBundle) -> Self {
+        self.bundles.insert(bundle.trust_domain().clone(), Arc::new(bundle));
+        self
     }
 
     /// The bundle of a trust domain, by name.

@@ -110,6 +110,10 @@ pub enum SvidError {
     #[error("more than {} certificates", super::MAX_CHAIN_CERTIFICATES)]
     TooManyCertificates,
 
+    /// More than the limit of extensions ([SEC-ID-7]).
+    #[error("more than {} extensions", super::profile::MAX_EXTENSIONS)]
+    TooManyExtensions,
+
     /// More than the limit of names in the SAN ([SEC-ID-7]).
     #[error("more than {} names", super::profile::MAX_NAMES)]
     TooManyNames,

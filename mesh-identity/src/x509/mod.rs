@@ -12,6 +12,8 @@ mod profile;
 mod search;
 
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 pub use error::SvidError;
 pub use key::check_public_key;
@@ -72,6 +74,24 @@ impl VerifiedSvid {
     pub fn authority(&self) -> &X509Authority {
         &self.authority
     }
+}
+
+/// Takes apart certificates whose DER follows one another, as the SPIFFE Workload API sends chains
+/// and bundles. What is in them is not looked at.
+///
+/// # Errors
+///
+/// [`SvidError::Malformed`] when a certificate cannot be read, or something else follows it.
+pub fn split_certificates(mut der: &[u8]) -> Result<Vec<CertificateDer<'static>>, SvidError> {
+    let mut certificates = Vec::new();
+    while !der.is_empty() {
+        let (rest, _) = X509Certificate::from_der(der).map_err(|_detail| SvidError::Malformed)?;
+        let length = der.len().saturating_sub(rest.len());
+        let (one, rest) = der.split_at_checked(length).ok_or(SvidError::Malformed)?;
+        certificates.push(CertificateDer::from(one.to_vec()));
+        der = rest;
+    }
+    Ok(certificates)
 }
 
 /// Verifies a chain, leaf first, by every rule of X509-SVID and [SEC-ID-2] to [SEC-ID-9].

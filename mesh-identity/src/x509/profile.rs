@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::extensions::{GeneralName, ParsedExtension, X509Extension};
 use x509_parser::prelude::FromDer;
 
 use super::error::SvidError;
@@ -13,6 +13,9 @@ use crate::spiffe_id::{SpiffeId, SpiffeIdRef};
 
 /// Most names in a SAN ([SEC-ID-7]).
 pub(super) const MAX_NAMES: usize = 32;
+
+/// Most extensions of a certificate; those of meshes have six to ten.
+pub(super) const MAX_EXTENSIONS: usize = 64;
 
 /// The tag of a URI among a SAN's names (RFC 5280 section 4.2.1.6).
 const URI_TAG: u32 = 6;
@@ -120,7 +123,16 @@ impl CertificateProfile {
             profile.read(extension.parsed_extension(), extension.critical)?;
         }
         // [SEC-ID-2] No second SAN extension, and no second of any other.
-        certificate.extensions_map().map_err(|_detail| SvidError::DuplicateExtension)?;
+        let extensions = certificate.extensions();
+        if extensions.len() > MAX_EXTENSIONS {
+            return Err(SvidError::TooManyExtensions);
+        }
+        let twice = |(at, one): (usize, &X509Extension<'_>)| {
+            extensions.iter().take(at).any(|other| other.oid == one.oid)
+        };
+        if extensions.iter().enumerate().any(twice) {
+            return Err(SvidError::DuplicateExtension);
+        }
         Ok(profile)
     }
 

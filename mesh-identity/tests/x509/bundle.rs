@@ -183,3 +183,52 @@ fn sec_id_9_authorities_of_pem_text() {
     let error = BundleError::Authority { at: 1, error: SvidError::Malformed };
     assert_eq!(read(&second), Err(error));
 }
+
+/// What comes in place of what is held, for a whole set.
+#[test]
+fn sec_id_9_a_stale_bundle_of_a_set_gives_way_to_the_one_held() {
+    let bundle = |name: &str, sequence: u64| {
+        let text = format!(r#"{{"keys": [], "spiffe_sequence": {sequence}}}"#);
+        TrustBundle::from_json(name.parse().unwrap(), &text).unwrap()
+    };
+    let set = |bundles: &[(&str, u64)]| {
+        let bundles = bundles.iter().map(|(name, sequence)| bundle(name, *sequence));
+        BundleSet::from_bundles(bundles).unwrap()
+    };
+    let held = set(&[("a.test", 5), ("b.test", 5), ("c.test", 5)]);
+    let (next, kept) = set(&[("a.test", 6), ("b.test", 4), ("d.test", 1)]).succeeding(&held);
+    assert_eq!(next, set(&[("a.test", 6), ("b.test", 5), ("d.test", 1)]));
+    let stale = BundleError::Stale { new: 4, held: 5 };
+    assert_eq!(kept, [("b.test".parse().unwrap(), stale)]);
+    // A domain that is gone is gone.
+    assert!(next.get("c.test").is_none());
+    assert_eq!(next.with_bundle(bundle("d.test", 2)).get("d.test").unwrap().sequence(), Some(2));
+}
+
+/// The SPIFFE Workload API's form: one certificate after another, nothing between or behind.
+#[test]
+fn concatenated_certificates() {
+    let (one, two) = (Ca::root("one"), Ca::root("two"));
+    let both = [&one.certificate[..], &two.certificate].concat();
+    let domain = || "a.test".parse().unwrap();
+    let bundle = TrustBundle::from_concatenated_der(domain(), &both).unwrap();
+    let want = one.bundle("a.test").with_authority(two.authority());
+    assert_eq!(bundle, want);
+    let split = mesh_identity::x509::split_certificates(&both).unwrap();
+    assert_eq!(split, [one.certificate.clone(), two.certificate.clone()]);
+    assert!(mesh_identity::x509::split_certificates(&[]).unwrap().is_empty());
+    for end in [1, both.len() - 1, one.certificate.len() + 1] {
+        assert!(TrustBundle::from_concatenated_der(domain(), &both[..end]).is_err(), "{end}");
+    }
+    let longer = [&both[..], &[0]].concat();
+    assert!(TrustBundle::from_concatenated_der(domain(), &longer).is_err());
+    assert!(TrustBundle::from_concatenated_der(domain(), &[]).is_err(), "no authority at all");
+    // Keys for JWT-SVIDs come in a document of their own.
+    let keys = r#"{"keys": [{"kty": "EC", "use": "jwt-svid", "kid": "k", "crv": "P-256"}]}"#;
+    let jwt = TrustBundle::from_json(domain(), keys).unwrap();
+    let joined = bundle.with_jwt_authorities_of(&jwt).unwrap();
+    assert_eq!((joined.x509_authorities().len(), joined.jwt_authorities().len()), (2, 1));
+    let other = TrustBundle::new("b.test".parse().unwrap());
+    let got = joined.with_jwt_authorities_of(&other);
+    assert_eq!(got, Err(BundleError::OtherTrustDomain));
+}
