@@ -58,6 +58,12 @@ pub use server::Limits;
 pub use service::MeshService;
 pub use snapshot::OwnIdentityError;
 pub use source::{
-    AddressPolicy, FetchError, FetchFuture, FileError, HttpKeyFetcher, IdentityFiles, KeyFetcher,
+    AddressPolicy, FetchError, FetchFuture, FileError, HttpKeyFetcher, Identity,
+    IdentityFileSource, IdentityFiles, IdentityFuture, IdentitySource, IdentityUpdate, KeyFetcher,
+};
+#[cfg(feature = "workload-api")]
+pub use source::{
+    EndpointError, WorkloadApi, WorkloadApiFailure, WorkloadApiSource, WorkloadApiStream,
+    WorkloadApiUpdate, WorkloadEndpoint,
 };
 pub use telemetry::{RequestsTotal, Telemetry};

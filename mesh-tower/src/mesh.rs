@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,6 +17,7 @@ use mesh_authn::request::{KeySets, KeySource, KeyState, RefreshPolicy, TokenOpti
 use mesh_authz::{PathNormalization, Semantics, XffTrust};
 use mesh_identity::{BundleSet, MeshSettings, Workload, X509Svid};
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::UnixTime;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower_layer::Layer as _;
@@ -32,7 +33,7 @@ use crate::observe::{ConnectionEvent, Observer, TracingObserver};
 use crate::policies::Policies;
 use crate::server::{self, Limits};
 use crate::snapshot::{Inputs, Snapshot};
-use crate::source::{self, IdentityFiles, KeyFetcher, Lacking};
+use crate::source::{self, Identity, IdentitySource, IdentityUpdate, KeyFetcher, Lacking};
 use crate::telemetry::Telemetry;
 
 /// Longest token by default, in bytes: half of what a request's head may hold ([SEC-JWT-12]).
@@ -53,6 +54,7 @@ struct Shared {
     current: ArcSwap<Snapshot>,
     changes: watch::Sender<u64>,
     last_error: Mutex<Option<String>>,
+    identity_error: Mutex<Option<String>>,
     lacking: Arc<Lacking>,
     key_states: Mutex<Vec<(KeySource, KeyState)>>,
     clock: Arc<dyn Clock>,
@@ -96,14 +98,22 @@ impl Mesh {
     ///
     /// # Errors
     ///
-    /// A certificate and key that rustls cannot use. What is in force stays.
+    /// A certificate and key that rustls cannot use, a certificate that has expired, or a bundle or
+    /// revocation list that is older than the one held. What is in force stays.
     pub fn set_identity(&self, svid: Arc<X509Svid>, bundles: Arc<BundleSet>) -> Result<(), Error> {
-        self.change(|inputs| {
-            inputs.svid = svid;
-            inputs.bundles = bundles;
-            inputs.withdrawn = false;
-            inputs.trust = inputs.trust.saturating_add(1);
-        })
+        let taken = self.check_succession(&svid, &bundles).and_then(|()| {
+            self.change(|inputs| {
+                inputs.svid = svid;
+                inputs.bundles = bundles;
+                inputs.withdrawn = false;
+                inputs.trust = inputs.trust.saturating_add(1);
+            })
+        });
+        match &taken {
+            Ok(()) => *self.identity_failure() = None,
+            Err(error) => self.report_identity(error),
+        }
+        taken
     }
 
     /// Stops using the identity, as when its issuer has withdrawn it: handshakes are refused in both
@@ -175,10 +185,11 @@ impl Mesh {
         source::keep_fresh(self, fetcher, policy).await;
     }
 
-    /// Follows the files of an identity, looking every so often; it never returns, so spawn it
-    /// once. Files that do not fit together leave the last good identity in force.
-    pub async fn keep_identity_fresh(self, files: IdentityFiles, every: Duration) {
-        source::keep_identity(self, files, every).await;
+    /// Follows a source of identity, such as [`crate::IdentityFiles::watch`]; it returns only when
+    /// the mesh is gone, so spawn it once. What cannot be used leaves the last good in force;
+    /// [`Mesh::identity_error`] tells. [`MeshBuilder::start`] does it by itself.
+    pub async fn keep_identity_fresh(self, source: impl IdentitySource) {
+        source::follow(self, source).await;
     }
 
     /// Follows a folder of policy files (`.yaml`, `.yml`, `.json`), looking every so often; it
@@ -198,9 +209,13 @@ impl Mesh {
         self.shared.key_states.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why the last change was refused; nothing when it was taken.
+    /// Why the last change was refused; nothing when it was taken. A failing source of identity is
+    /// told until it delivers.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
+        if let Some(error) = self.identity_error() {
+            return Some(error);
+        }
         self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -214,6 +229,54 @@ impl Mesh {
     #[must_use]
     pub fn telemetry(&self) -> &Telemetry {
         &self.shared.telemetry
+    }
+
+    /// Whether an identity may follow the one in force ([SEC-ID-9], [SEC-OPS-2]).
+    fn check_succession(&self, svid: &X509Svid, bundles: &BundleSet) -> Result<(), Error> {
+        if self.clock().now() >= svid.not_after() {
+            return Err(Error::Expired);
+        }
+        let held = Arc::clone(&self.snapshot().bundles);
+        for bundle in bundles.iter() {
+            let Some(held) = held.get(bundle.trust_domain().as_str()) else { continue };
+            bundle.clone().succeeding(held)?;
+            if let Some((new, held)) = bundle.crls().zip(held.crls()) {
+                new.clone().succeeding(held)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Why the last news of the identity's source was not taken; nothing when it was.
+    #[must_use]
+    pub fn identity_error(&self) -> Option<String> {
+        self.identity_failure().clone()
+    }
+
+    /// When our own certificate ends; nothing when it was withdrawn.
+    #[must_use]
+    pub fn identity_ends(&self) -> Option<UnixTime> {
+        let snapshot = self.snapshot();
+        (!snapshot.withdrawn).then(|| snapshot.svid.not_after())
+    }
+
+    fn identity_failure(&self) -> MutexGuard<'_, Option<String>> {
+        self.shared.identity_error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a failure of the identity's source visible; what is in force stays.
+    pub(crate) fn report_identity(&self, error: &dyn fmt::Display) {
+        let text = error.to_string();
+        let mut last = self.identity_failure();
+        if last.as_ref() != Some(&text) {
+            tracing::warn!(error = text, "identity was not renewed; the last good one stays");
+            self.shared.telemetry.count_refused_configuration();
+            *last = Some(text);
+        }
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakMesh {
+        WeakMesh { shared: Arc::downgrade(&self.shared) }
     }
 
     /// Compiles the changed inputs and swaps the result in, or keeps everything as it is.
@@ -312,6 +375,17 @@ impl Mesh {
     }
 }
 
+/// A mesh that may be gone: for tasks that must not keep it.
+pub(crate) struct WeakMesh {
+    shared: Weak<Shared>,
+}
+
+impl WeakMesh {
+    pub(crate) fn upgrade(&self) -> Option<Mesh> {
+        self.shared.upgrade().map(|shared| Mesh { shared })
+    }
+}
+
 impl fmt::Debug for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let snapshot = self.snapshot();
@@ -323,7 +397,7 @@ impl fmt::Debug for Mesh {
 }
 
 /// Settings of a [`Mesh`] before it has identity and policies. The defaults are the strict ones.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[must_use = "call `build`"]
 pub struct MeshBuilder {
     workload: Workload,
@@ -396,6 +470,41 @@ impl MeshBuilder {
         self
     }
 
+    /// Waits until a source delivers an identity that can be used, starts with it and the policies,
+    /// and follows the source from then on in a task of its own ([SEC-OPS-3]).
+    ///
+    /// It waits for ever; put a timeout around it where that is not wanted.
+    ///
+    /// # Errors
+    ///
+    /// Policies that cannot be compiled.
+    pub async fn start(
+        self,
+        mut source: impl IdentitySource,
+        policies: Policies,
+    ) -> Result<Mesh, Error> {
+        loop {
+            match source.next().await {
+                IdentityUpdate::Identity(Identity { svid, bundles }) => {
+                    let built = self.clone().build(svid, bundles, policies.clone());
+                    match built {
+                        Err(error @ (Error::Tls(_) | Error::Expired)) => {
+                            tracing::warn!(%error, "the source's identity cannot be used");
+                        }
+                        Err(error) => return Err(error),
+                        Ok(mesh) => {
+                            tokio::spawn(mesh.clone().keep_identity_fresh(source));
+                            return Ok(mesh);
+                        }
+                    }
+                }
+                IdentityUpdate::Failed(error) | IdentityUpdate::Withdrawn(error) => {
+                    tracing::warn!(%error, "the source has no identity yet");
+                }
+            }
+        }
+    }
+
     /// Starts with an identity, the trust bundles and the policies: nothing is served before all
     /// three are there ([SEC-OPS-3]).
     ///
@@ -408,6 +517,9 @@ impl MeshBuilder {
         bundles: Arc<BundleSet>,
         policies: Policies,
     ) -> Result<Mesh, Error> {
+        if self.clock.now() >= svid.not_after() {
+            return Err(Error::Expired);
+        }
         let lacking = Arc::new(Lacking::default());
         let inputs = Inputs {
             workload: self.workload,
@@ -436,6 +548,7 @@ impl MeshBuilder {
             current: ArcSwap::from_pointee(snapshot),
             changes,
             last_error: Mutex::new(None),
+            identity_error: Mutex::new(None),
             lacking,
             key_states: Mutex::default(),
             clock: self.clock,

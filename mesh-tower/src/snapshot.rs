@@ -120,18 +120,17 @@ impl Snapshot {
         return false;
     }
 
-    /// Whether the chain of an open connection's peer still verifies ([SEC-TLS-13]).
+    /// Whether the chain of a server that is connected to still verifies ([SEC-TLS-13]).
     ///
     /// Its expiry is not asked here: [SEC-TLS-12] has a time of its own for that.
-    pub(crate) fn recheck_peer(
+    pub(crate) fn recheck_server(
         &self,
         peer: &VerifiedPeer,
-        role: Role,
         now: UnixTime,
     ) -> Result<(), SvidError> {
         let now = peer.not_after().map_or(now, |end| now.min(end));
         let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_svid(peer.chain(), &self.bundles, now, role, algorithms).map(|_| ())
+        verify_svid(peer.chain(), &self.bundles, now, Role::Server, algorithms).map(|_| ())
     }
 }
 

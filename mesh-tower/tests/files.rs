@@ -106,7 +106,7 @@ async fn sec_ops_2_identity_files_rotate_and_bad_ones_change_nothing() {
     let files = IdentityFiles::istio("cluster.local".parse().unwrap(), &data);
     let (svid, bundles) = files.load().unwrap();
     let mesh = mesh(svid, bundles);
-    tokio::spawn(mesh.clone().keep_identity_fresh(files, POLL));
+    tokio::spawn(mesh.clone().keep_identity_fresh(files.watch(POLL)));
 
     // The first look takes what is there already; from then on nothing changes by itself.
     assert!(changed(&mesh, 1).await);
@@ -172,4 +172,106 @@ async fn sec_authz_9_policy_files_are_taken_together_or_not_at_all() {
     fs::remove_file(folder.0.join("two.yaml")).unwrap();
     assert!(!changed(&mesh, settled).await, "an empty folder opened the mesh");
     assert!(mesh.last_error().unwrap().contains("no file ends in"));
+}
+
+/// Istio's and GKE's names, and the file that proxyless gRPC is told of (interfaces 2.6, 2.7).
+#[test]
+fn identity_is_found_where_istio_and_gke_put_it() {
+    let (folder, authority) = (Folder::new("layouts"), authority());
+    let home = || "cluster.local".parse().unwrap();
+    let svid = issue(&authority);
+    let (istio, gke) = (folder.0.join("istio"), folder.0.join("gke"));
+    let missing = IdentityFiles::discover_in(&home(), &[istio.clone(), gke.clone()]);
+    assert!(matches!(missing, Err(FileError::NotFound { folders }) if folders.len() == 2));
+    write(&istio, &svid, &authority);
+    fs::create_dir_all(&gke).unwrap();
+    for (from, to) in [
+        ("cert-chain.pem", "certificates.pem"),
+        ("key.pem", "private_key.pem"),
+        ("root-cert.pem", "ca_certificates.pem"),
+    ] {
+        fs::copy(istio.join(from), gke.join(to)).unwrap();
+    }
+    for place in [&istio, &gke] {
+        let files = IdentityFiles::discover_in(&home(), &[folder.0.clone(), place.clone()]);
+        assert_eq!(files.unwrap().load().unwrap().0.id(), svid.id());
+    }
+    let path = folder.0.join("grpc-bootstrap.json");
+    let bootstrap = |text: &str| {
+        fs::write(&path, text).unwrap();
+        IdentityFiles::from_bootstrap(home(), &path).and_then(|files| files.load())
+    };
+    let provider = format!(
+        r#"{{"plugin_name": "file_watcher", "config": {{
+            "certificate_file": "{0}/cert-chain.pem", "private_key_file": "{0}/key.pem",
+            "ca_certificate_file": "{0}/root-cert.pem", "refresh_interval": "900s"}}}}"#,
+        istio.display()
+    );
+    for name in ["default", "other"] {
+        let text = format!(r#"{{"certificate_providers": {{"{name}": {provider}}}}}"#);
+        assert_eq!(bootstrap(&text).unwrap().0.id(), svid.id());
+    }
+    let two = format!(r#"{{"certificate_providers": {{"a": {provider}, "b": {provider}}}}}"#);
+    let no_key = provider.replace("private_key_file", "key_file");
+    let no_key = format!(r#"{{"certificate_providers": {{"default": {no_key}}}}}"#);
+    for (text, want) in [
+        ("", "not a JSON document"),
+        ("{}", "no certificate_providers"),
+        (two.as_str(), "nor a single other"),
+        (no_key.as_str(), "no private_key_file"),
+    ] {
+        let error = bootstrap(text).unwrap_err().to_string();
+        assert!(error.contains(want) && error.contains("grpc-bootstrap.json"), "{error}");
+    }
+}
+
+/// [SEC-OPS-2] Each way in which a file can be bad leaves the last good in force and is seen within
+/// a second; the good one is taken afterwards.
+#[tokio::test]
+async fn sec_ops_2_each_bad_file_leaves_the_last_good_in_force() {
+    let (folder, authority) = (Folder::new("bad"), authority());
+    let other = self::authority();
+    write(&folder.0, &issue(&authority), &authority);
+    let files = IdentityFiles::istio("cluster.local".parse().unwrap(), &folder.0);
+    let settings = MeshSettings::new("cluster.local".parse().unwrap());
+    let mesh = Mesh::builder(Workload::new("shop"), settings);
+    let mesh = mesh.start(files.watch(POLL), Policies::none()).await.unwrap();
+    for name in ["cert-chain.pem", "key.pem", "root-cert.pem"] {
+        let path = folder.0.join(name);
+        let good = fs::read(&path).unwrap();
+        let stranger = match name {
+            "cert-chain.pem" => pem("CERTIFICATE", &issue(&other).chain()[0]).into_bytes(),
+            "key.pem" => pem("PRIVATE KEY", issue(&other).private_key().secret_der()).into_bytes(),
+            _ => b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec(),
+        };
+        let bad: [(&str, Option<Vec<u8>>); 5] = [
+            ("garbage", Some(vec![0xff; 1000])),
+            ("empty", Some(Vec::new())),
+            ("truncated", Some(good[..good.len() / 2].to_vec())),
+            ("another's", Some(stranger)),
+            ("gone", None),
+        ];
+        for (what, bytes) in bad {
+            let before = mesh.generation();
+            match bytes {
+                Some(bytes) => fs::write(&path, bytes).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            let seen = tokio::time::timeout(Duration::from_secs(5), async {
+                while mesh.identity_error().is_none() {
+                    tokio::time::sleep(POLL).await;
+                }
+            });
+            assert!(seen.await.is_ok(), "{name}, {what}: not seen");
+            assert_eq!(mesh.generation(), before, "{name}, {what}: taken");
+            fs::write(&path, &good).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            let again = tokio::time::timeout(Duration::from_secs(5), async {
+                while mesh.identity_error().is_some() {
+                    tokio::time::sleep(POLL).await;
+                }
+            });
+            assert!(again.await.is_ok(), "{name}, {what}: {:?}", mesh.identity_error());
+        }
+    }
 }

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{MAX_HINT_LEN, MAX_SVIDS, proto};
 use crate::bundle::{BundleError, BundleSet, MAX_BUNDLE_LEN, TrustBundle, X509Authority};
+use crate::crl::{CrlError, CrlSet};
 use crate::spiffe_id::{SpiffeId, SpiffeIdError};
 use crate::svid::{SvidLoadError, X509Svid};
 use crate::trust_domain::TrustDomain;
@@ -29,9 +30,10 @@ pub struct NamedSvid {
 pub struct X509Context {
     /// The identities, never none, the default one first.
     pub svids: Vec<NamedSvid>,
-    /// Whom to believe: the own trust domains and the federated ones.
+    /// Whom to believe: the own trust domains and the federated ones, with the revocation lists of
+    /// each.
     pub bundles: BundleSet,
-    /// Certificate revocation lists.
+    /// All certificate revocation lists.
     pub crls: Vec<CertificateRevocationListDer<'static>>,
     /// How many identities were passed over because an earlier one has the same hint.
     pub repeated_hints: usize,
@@ -78,6 +80,10 @@ pub enum WorkloadApiError {
         /// Its position, counted from 0.
         at: usize,
     },
+
+    /// The revocation lists of a trust domain cannot be used.
+    #[error("revocation lists: {0}")]
+    Crls(#[from] CrlError),
 
     /// Two different bundles are given for one trust domain: bundles are never merged.
     #[error("two different bundles for one trust domain")]
@@ -172,6 +178,8 @@ pub fn parse_x509_svids(
         add_bundle(&mut bundles, parse_bundle(name, authorities)?)?;
     }
     let crls = parse_crls(std::mem::take(&mut message.crl))?;
+    let home = svids.first().map(|first| first.svid.id().trust_domain().to_owned());
+    let bundles = with_crls(bundles, &crls, home.as_deref().unwrap_or_default())?;
     Ok(X509Context { svids, bundles: BundleSet::from_bundles(bundles)?, crls, repeated_hints })
 }
 
@@ -273,6 +281,36 @@ fn parse_bundle(name: &str, authorities: &[u8]) -> Result<TrustBundle, WorkloadA
 fn trust_domain(name: &str) -> Result<TrustDomain, WorkloadApiError> {
     let name = name.strip_prefix("spiffe://").unwrap_or(name);
     Ok(name.parse::<TrustDomain>().map_err(BundleError::TrustDomain)?)
+}
+
+/// Gives each bundle the lists that its authorities issued. A message does not say whose a list is:
+/// one of no authority, such as an intermediate's, is the default identity's trust domain's.
+fn with_crls(
+    bundles: Vec<TrustBundle>,
+    crls: &[CertificateRevocationListDer<'_>],
+    home: &str,
+) -> Result<Vec<TrustBundle>, WorkloadApiError> {
+    let issued = |bundle: &TrustBundle, issuer: &[u8]| {
+        let mut authorities = bundle.x509_authorities().iter();
+        authorities.any(|authority| authority.anchor().subject.as_ref() == issuer)
+    };
+    let mut lists = vec![Vec::new(); bundles.len()];
+    for (at, der) in crls.iter().enumerate() {
+        let crl = webpki::BorrowedCertRevocationList::from_der(der);
+        let crl = crl.map_err(|_detail| WorkloadApiError::Crl { at })?;
+        let crl = webpki::CertRevocationList::from(crl);
+        let known = bundles.iter().any(|bundle| issued(bundle, crl.issuer()));
+        for (bundle, lists) in bundles.iter().zip(&mut lists) {
+            let at_home = bundle.trust_domain().as_str() == home;
+            if issued(bundle, crl.issuer()) || (!known && at_home) {
+                lists.push(der);
+            }
+        }
+    }
+    let with = bundles.into_iter().zip(lists).map(|(bundle, lists)| {
+        if lists.is_empty() { Ok(bundle) } else { Ok(bundle.with_crls(CrlSet::from_der(lists)?)) }
+    });
+    with.collect()
 }
 
 /// Takes certificates apart that stand one behind the other. What each holds is read later; here

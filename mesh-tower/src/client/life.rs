@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper_util::client::legacy::connect::CaptureConnection;
 use mesh_identity::VerifiedPeer;
-use mesh_identity::x509::{CertificateProfile, Role};
+use mesh_identity::x509::CertificateProfile;
 use rustls::pki_types::UnixTime;
 
 use crate::cut::Cutter;
@@ -111,7 +111,7 @@ impl ClientLife {
                 // New material is for new connections; this one may finish what it is doing.
                 self.reuse.retire();
                 let now = self.mesh.clock().now();
-                if snapshot.recheck_peer(&self.peer, Role::Server, now).is_err() {
+                if snapshot.recheck_server(&self.peer, now).is_err() {
                     return distrusted;
                 }
                 self.verified_with = snapshot.trust;

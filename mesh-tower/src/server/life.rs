@@ -4,7 +4,6 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use mesh_authn::peer::MtlsMode;
-use mesh_identity::x509::Role;
 use tokio::sync::watch;
 
 use super::limits::Limits;
@@ -161,7 +160,10 @@ impl Life {
         }
         if self.verified_with != snapshot.trust {
             let peer = self.info.peer()?;
-            if snapshot.recheck_peer(peer, Role::Client, self.mesh.clock().now()).is_err() {
+            // The certificate's own end has its time and grace; here others' changes count.
+            let now = self.mesh.clock().now();
+            let now = peer.not_after().map_or(now, |end| now.min(end));
+            if snapshot.server_tls.recheck(peer, now).is_err() {
                 return Some(End::Distrusted);
             }
             self.verified_with = snapshot.trust;

@@ -3,11 +3,21 @@
 mod address;
 mod files;
 mod http;
+mod identity;
 mod keys;
+#[cfg(feature = "workload-api")]
+mod workload_api;
 
 pub use address::AddressPolicy;
-pub use files::{FileError, IdentityFiles};
-pub(crate) use files::{keep_identity, keep_policies};
+pub(crate) use files::keep_policies;
+pub use files::{FileError, IdentityFileSource, IdentityFiles};
 pub use http::HttpKeyFetcher;
+pub(crate) use identity::follow;
+pub use identity::{Identity, IdentityFuture, IdentitySource, IdentityUpdate};
 pub use keys::{FetchError, FetchFuture, KeyFetcher};
 pub(crate) use keys::{Lacking, keep_fresh};
+#[cfg(feature = "workload-api")]
+pub use workload_api::{
+    EndpointError, WorkloadApi, WorkloadApiFailure, WorkloadApiSource, WorkloadApiStream,
+    WorkloadApiUpdate, WorkloadEndpoint,
+};
