@@ -10,12 +10,18 @@ pub mod model;
 mod policy;
 
 pub use authz::{authz, judge};
-pub use identity::spiffe_id;
+pub use identity::{bundle_json, certificate, spiffe_id};
 pub use policy::{path, policy_text};
 
 /// A target's name, which is also the name of its folder of seeds, and what it does with one.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: &[Target] =
-    &[("authz", authz), ("path", path), ("policy_text", policy_text), ("spiffe_id", spiffe_id)];
+pub const TARGETS: &[Target] = &[
+    ("authz", authz),
+    ("bundle_json", bundle_json),
+    ("certificate", certificate),
+    ("path", path),
+    ("policy_text", policy_text),
+    ("spiffe_id", spiffe_id),
+];
