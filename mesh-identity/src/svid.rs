@@ -3,13 +3,16 @@
 use std::fmt;
 
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer,
+    UnixTime,
+};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::spiffe_id::SpiffeId;
 use crate::x509::{CertificateProfile, MAX_CHAIN_CERTIFICATES, SvidError};
 
-/// A certificate chain, leaf first, and the leaf's private key (PKCS#8).
+/// A certificate chain, leaf first, and the leaf's private key (PKCS#8, PKCS#1 or SEC 1).
 ///
 /// The leaf has passed every rule for SVID leaves. Whether the key belongs to it can only be told
 /// with cryptography: mesh-authn refuses a pair that does not match when it builds TLS settings
@@ -18,7 +21,16 @@ pub struct X509Svid {
     id: SpiffeId,
     chain: Vec<CertificateDer<'static>>,
     key: Zeroizing<Vec<u8>>,
+    form: KeyForm,
     profile: CertificateProfile,
+}
+
+/// What the key's DER is.
+#[derive(Clone, Copy)]
+enum KeyForm {
+    Pkcs1,
+    Pkcs8,
+    Sec1,
 }
 
 /// Why a chain and key are not an X.509-SVID.
@@ -42,8 +54,11 @@ pub enum SvidLoadError {
     #[error("no readable certificate chain; expected PEM blocks CERTIFICATE, leaf first")]
     NoChain,
 
-    /// There is no PKCS#8 key, or its PEM block cannot be read.
-    #[error("no readable private key; expected one PEM block PRIVATE KEY (PKCS#8)")]
+    /// There is no key that is not encrypted, or its PEM block cannot be read.
+    #[error(
+        "no readable private key; expected a PEM block PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE \
+         KEY, not encrypted"
+    )]
     NoKey,
 }
 
@@ -57,6 +72,14 @@ impl X509Svid {
         chain: Vec<CertificateDer<'static>>,
         key: &PrivatePkcs8KeyDer<'_>,
     ) -> Result<Self, SvidLoadError> {
+        Self::new(chain, key.secret_pkcs8_der(), KeyForm::Pkcs8)
+    }
+
+    fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: &[u8],
+        form: KeyForm,
+    ) -> Result<Self, SvidLoadError> {
         let leaf = chain.first().ok_or(SvidLoadError::NoChain)?;
         if chain.len() > MAX_CHAIN_CERTIFICATES {
             return Err(SvidError::TooManyCertificates.into());
@@ -68,11 +91,12 @@ impl X509Svid {
                 .and_then(|issuer| issuer.check_issuer(id.trust_domain()))
                 .map_err(|error| SvidLoadError::Issuer { at, error })?;
         }
-        let key = Zeroizing::new(key.secret_pkcs8_der().to_vec());
-        Ok(Self { id, chain, key, profile })
+        let key = Zeroizing::new(key.to_vec());
+        Ok(Self { id, chain, key, form, profile })
     }
 
-    /// Reads a chain, leaf first, and a key from PEM text.
+    /// Reads a chain, leaf first, and a key from PEM text. The key may be of any form that
+    /// certificate agents write: PKCS#8, PKCS#1 (Istio's for RSA) or SEC 1.
     ///
     /// # Errors
     ///
@@ -80,9 +104,13 @@ impl X509Svid {
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, SvidLoadError> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
         let chain = chain.map_err(|_detail| SvidLoadError::NoChain)?;
-        let mut key =
-            PrivatePkcs8KeyDer::from_pem_slice(key).map_err(|_detail| SvidLoadError::NoKey)?;
-        let svid = Self::from_der(chain, &key);
+        let mut key = PrivateKeyDer::from_pem_slice(key).map_err(|_detail| SvidLoadError::NoKey)?;
+        let svid = match &key {
+            PrivateKeyDer::Pkcs1(key) => Self::new(chain, key.secret_pkcs1_der(), KeyForm::Pkcs1),
+            PrivateKeyDer::Pkcs8(key) => Self::new(chain, key.secret_pkcs8_der(), KeyForm::Pkcs8),
+            PrivateKeyDer::Sec1(key) => Self::new(chain, key.secret_sec1_der(), KeyForm::Sec1),
+            _ => Err(SvidLoadError::NoKey),
+        };
         key.zeroize();
         svid
     }
@@ -120,7 +148,12 @@ impl X509Svid {
     /// The private key, lent to whoever signs with it.
     #[must_use]
     pub fn private_key(&self) -> PrivateKeyDer<'_> {
-        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.as_slice()))
+        let der = self.key.as_slice();
+        match self.form {
+            KeyForm::Pkcs1 => PrivatePkcs1KeyDer::from(der).into(),
+            KeyForm::Pkcs8 => PrivatePkcs8KeyDer::from(der).into(),
+            KeyForm::Sec1 => PrivateSec1KeyDer::from(der).into(),
+        }
     }
 }
 

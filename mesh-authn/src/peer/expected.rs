@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use mesh_identity::{SpiffeId, TrustDomain};
 
@@ -15,7 +16,30 @@ pub struct ExpectedServer {
 enum Rule {
     OneOf(BTreeSet<SpiffeId>),
     TrustDomain(TrustDomain),
+    Matching(Predicate),
 }
+
+/// A rule of the program's own, and what it is called.
+#[derive(Clone)]
+struct Predicate {
+    name: Arc<str>,
+    accepts: Arc<dyn Fn(&SpiffeId) -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for Predicate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
+}
+
+/// Two are the same when they are clones.
+impl PartialEq for Predicate {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.name, &other.name)
+    }
+}
+
+impl Eq for Predicate {}
 
 impl ExpectedServer {
     /// Exactly this workload.
@@ -36,12 +60,37 @@ impl ExpectedServer {
         Self { rule: Rule::TrustDomain(trust_domain) }
     }
 
+    /// Any workload that the program accepts; the name is for errors. What the predicate does not
+    /// look at, it lets pass: prefer the other rules.
+    ///
+    /// ```
+    /// use mesh_authn::peer::ExpectedServer;
+    ///
+    /// let ours = ExpectedServer::matching("a workload of namespace pay", |id| {
+    ///     let home = id.trust_domain() == "cluster.local";
+    ///     home && id.istio().is_some_and(|istio| istio.namespace == "pay")
+    /// });
+    /// assert!(ours.accepts(&"spiffe://cluster.local/ns/pay/sa/api".parse()?));
+    /// assert!(!ours.accepts(&"spiffe://elsewhere/ns/pay/sa/api".parse()?));
+    /// assert_eq!(ours.to_string(), "a workload of namespace pay");
+    /// # Ok::<(), mesh_identity::SpiffeIdError>(())
+    /// ```
+    #[must_use]
+    pub fn matching(
+        name: &str,
+        accepts: impl Fn(&SpiffeId) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let predicate = Predicate { name: Arc::from(name), accepts: Arc::new(accepts) };
+        Self { rule: Rule::Matching(predicate) }
+    }
+
     /// Whether a verified server is one that was expected.
     #[must_use]
     pub fn accepts(&self, id: &SpiffeId) -> bool {
         match &self.rule {
             Rule::OneOf(ids) => ids.contains(id),
             Rule::TrustDomain(trust_domain) => trust_domain.as_str() == id.trust_domain(),
+            Rule::Matching(predicate) => (predicate.accepts)(id),
         }
     }
 }
@@ -58,6 +107,7 @@ impl fmt::Display for ExpectedServer {
                 Ok(())
             }
             Rule::TrustDomain(trust_domain) => write!(f, "a member of {trust_domain}"),
+            Rule::Matching(predicate) => f.write_str(&predicate.name),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The own certificate and key ([SEC-ID-12]).
 
+use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use mesh_authn::peer::{ClientTls, ExpectedServer, ServerTls, TlsError};
-use mesh_identity::X509Svid;
+use mesh_identity::{SvidLoadError, X509Svid};
 use rustls::crypto::{CryptoProvider, KeyProvider};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::{Signer, SigningKey};
@@ -115,4 +117,45 @@ fn sec_id_12_table_of_svids_to_load() {
         let good = svid.is_ok_and(|svid| build(&Arc::new(svid), &provider()).is_ok());
         assert_eq!(good, case["valid"] == true, "{}", case["name"]);
     }
+}
+
+/// Keys as agents and openssl write them: the same key in SEC 1 is the same identity.
+#[test]
+fn sec_id_12_keys_of_every_form() {
+    let openssl = |args: &[&str], input: &[u8]| {
+        let mut run = Command::new("openssl")
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        run.stdin.take().unwrap().write_all(input).unwrap();
+        let done = run.wait_with_output().unwrap();
+        assert!(done.status.success(), "{args:?}");
+        done.stdout
+    };
+    if Command::new("openssl").arg("version").output().is_err() {
+        eprintln!("SKIPPED: there is no openssl to rewrite keys");
+        return;
+    }
+    let ca = Ca::new();
+    let leaf = ca.leaf(&leaf_params(CLIENT));
+    let chain = openssl(&["x509", "-inform", "DER"], &leaf.chain[0]);
+    let pkcs8 = openssl(&["pkey", "-inform", "DER"], leaf.key.serialized_der());
+    assert!(pkcs8.starts_with(b"-----BEGIN PRIVATE KEY-----"));
+    let sec1 = openssl(&["pkey", "-traditional"], &pkcs8);
+    assert!(sec1.starts_with(b"-----BEGIN EC PRIVATE KEY-----"));
+    for key in [&pkcs8, &sec1] {
+        let svid = Arc::new(X509Svid::from_pem(&chain, key).unwrap());
+        assert_eq!(build(&svid, &provider()), Ok(()));
+    }
+    let rsa = openssl(&["genrsa", "-traditional", "2048"], b"");
+    assert!(rsa.starts_with(b"-----BEGIN RSA PRIVATE KEY-----"));
+    let other = Arc::new(X509Svid::from_pem(&chain, &rsa).unwrap());
+    assert_eq!(build(&other, &provider()), Err(TlsError::KeyMismatch));
+    let encrypted =
+        openssl(&["pkcs8", "-topk8", "-passout", "pass:secret", "-v2", "aes-256-cbc"], &pkcs8);
+    let got = X509Svid::from_pem(&chain, &encrypted).map(drop);
+    assert_eq!(got, Err(SvidLoadError::NoKey));
 }

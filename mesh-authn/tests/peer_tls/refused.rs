@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use mesh_authn::peer::{ExpectedServer, PeerError};
+use mesh_authn::peer::{ExpectedServer, PeerError, ServerTls};
+use mesh_identity::BundleSet;
 use mesh_identity::x509::SvidError;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
 use rustls::ClientConfig;
@@ -116,6 +117,10 @@ fn sec_tls_5_another_server_is_refused_with_both_names() {
         ),
         (ExpectedServer::one_of([]), "nobody".to_owned()),
         (ExpectedServer::member_of("b.test".parse().unwrap()), "a member of b.test".to_owned()),
+        (
+            ExpectedServer::matching("no impostor", |id| !id.path().ends_with("impostor")),
+            "no impostor".to_owned(),
+        ),
     ];
     for (expected, name) in expected {
         let client = ca.client_for(expected, false);
@@ -129,6 +134,7 @@ fn sec_tls_5_another_server_is_refused_with_both_names() {
         ExpectedServer::exact(impostor.parse().unwrap()),
         ExpectedServer::one_of([other(), impostor.parse().unwrap()]),
         ExpectedServer::member_of("a.test".parse().unwrap()),
+        ExpectedServer::matching("an impostor", |id| id.path().ends_with("impostor")),
     ] {
         let client = ca.client_for(expected, false);
         let (connection, _) = shake(client.config(), server.config()).unwrap();
@@ -153,4 +159,38 @@ fn sec_tls_5_who_is_accepted() {
     assert!(accepted(&ExpectedServer::one_of([])).is_empty());
     let member = ExpectedServer::member_of("foo.test".parse().unwrap());
     assert_eq!(accepted(&member), all[..4]);
+}
+
+/// A peer's trust domain is the mesh's, an alias of it, or one that was federated; Istio's check of
+/// SAN prefixes, and stricter, since each name has authorities of its own.
+#[test]
+fn sem_mtls_12_whose_peers_are_let_in() {
+    let (home, partner) = (Ca::new(), Ca::new());
+    let domain = |name: &str| name.parse::<mesh_identity::TrustDomain>().unwrap();
+    let own = home.trust().get("a.test").unwrap().clone();
+    let federated = partner.trust().get("a.test").unwrap().alias(domain("partner.test"));
+    let alias = own.alias(domain("old.test"));
+    let bundles = Arc::new(BundleSet::from_bundles([own, federated, alias]).unwrap());
+    let server = ServerTls::builder(provider(), clock())
+        .identity(home.svid(SERVER))
+        .trust(bundles)
+        .build()
+        .unwrap();
+    let ours = home.client();
+    for (name, home_may, partner_may) in [
+        ("a.test", true, false),
+        ("old.test", true, false),
+        ("partner.test", false, true),
+        ("other.test", false, false),
+        ("a.test.evil", false, false),
+        ("sub.a.test", false, false),
+    ] {
+        for (ca, may) in [(&home, home_may), (&partner, partner_may)] {
+            let leaf = ca.leaf(&leaf_params(&format!("spiffe://{name}/ns/shop/sa/client")));
+            let mut client = (*ours.config()).clone();
+            client.client_auth_cert_resolver = Arc::new(Shows::leaf(&leaf));
+            let got = shake(Arc::new(client), server.config());
+            assert_eq!(got.is_ok(), may, "{name}");
+        }
+    }
 }

@@ -206,6 +206,13 @@ impl TrustBundle {
         }
     }
 
+    /// The same authorities and lists for another name of the same trust domain, as Istio's
+    /// `trustDomainAliases` has it ([SEM-MTLS-12]): its authorities vouch for both names then.
+    #[must_use]
+    pub fn alias(&self, name: TrustDomain) -> Self {
+        Self { trust_domain: name, ..self.clone() }
+    }
+
     /// Demands of every certificate below these authorities that it is on no revocation list
     /// ([SEC-ID-14]). A changed bundle is a new generation, by which open connections and sessions
     /// are judged again.
