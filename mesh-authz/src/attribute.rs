@@ -104,8 +104,12 @@ fn in_brackets(text: &str) -> Result<&str, KeyError> {
     text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).ok_or(KeyError::Malformed)
 }
 
-/// [SEM-AUTHZ-50] `[a][b]` is a path; what is no clean sequence is one name.
+/// [SEM-AUTHZ-50] `[a][b]` is a path; what is no clean sequence is one name. Without brackets the
+/// path is empty: the payload itself, which is no text and so matches nothing.
 fn claim_path(text: &str) -> Result<Box<[Box<str>]>, KeyError> {
+    if text.is_empty() {
+        return Ok(Box::new([]));
+    }
     let inner = in_brackets(text)?;
     let names: Vec<&str> = inner.split("][").collect();
     let clean = names.iter().all(|name| !name.contains(['[', ']']));

@@ -1,6 +1,6 @@
 //! The client's address behind proxies: what `remoteIpBlocks` and `remote.ip` look at.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use http::HeaderMap;
 use ipnet::IpNet;
@@ -143,5 +143,14 @@ fn entry_from_the_right(headers: &HeaderMap, skip: usize) -> Option<IpAddr> {
     let lines = lines.filter(|line| !line.is_empty());
     let mut entries = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     let entry = entries.nth(skip.min(MAX_TRUSTED_HOPS))?;
-    std::str::from_utf8(entry.trim_ascii()).ok()?.parse().ok()
+    parse_entry(std::str::from_utf8(entry.trim_ascii()).ok()?)
+}
+
+/// A bare address. An IPv6 address may carry its zone as a number, as Envoy's parser has it; the
+/// zone says nothing to a block.
+fn parse_entry(text: &str) -> Option<IpAddr> {
+    let Some((address, zone)) = text.split_once('%') else { return text.parse().ok() };
+    let is_number = zone.bytes().all(|byte| byte.is_ascii_digit()) && zone.parse::<u32>().is_ok();
+    let address = address.parse::<Ipv6Addr>().ok().filter(|_| is_number)?;
+    Some(IpAddr::V6(address))
 }

@@ -33,13 +33,15 @@ pub(crate) enum Join {
 }
 
 /// The names of which Envoy keeps a single value (its inline headers), in byte order.
-const JOINED: [&str; 37] = [
+const JOINED: [&str; 42] = [
     "accept",
     "accept-encoding",
     "access-control-request-headers",
     "access-control-request-method",
+    "access-control-request-private-network",
     "authorization",
     "cache-control",
+    "connection",
     "content-encoding",
     "content-type",
     "expect",
@@ -50,8 +52,11 @@ const JOINED: [&str; 37] = [
     "if-none-match",
     "if-range",
     "if-unmodified-since",
+    "keep-alive",
     "origin",
     "pragma",
+    "proxy-connection",
+    "proxy-status",
     "referer",
     "te",
     "upgrade",

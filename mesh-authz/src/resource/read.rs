@@ -44,7 +44,10 @@ pub(super) fn policy(
     let warnings = RefCell::new(Vec::new());
     let (attachment, action, rules) = manifest.parse(|spec| {
         let mut fields = spec.fields();
-        let attachment = Attachment::read(&mut fields);
+        let attachment = match reading {
+            Reading::Checked => Attachment::read(&mut fields),
+            Reading::Lenient => Attachment::read_lenient(&mut fields),
+        };
         let action = read_action(&mut fields, reading);
         let rules = fields.take("rules");
         let context = Context {
@@ -75,10 +78,17 @@ fn read_action(fields: &mut Fields<'_>, reading: Reading) -> Option<Action> {
     let provider = fields.take("provider");
     let name = provider.as_ref().and_then(|provider| {
         let mut fields = provider.fields();
+        if reading == Reading::Lenient {
+            let name = fields.take("name").and_then(|name| name.text());
+            fields.ignore_rest();
+            return name;
+        }
         let name = fields.require("name").and_then(|name| name.non_empty_text());
         fields.finish();
         name
     });
+    // [SEM-EXT-04] A provider without name is one that is not defined.
+    let name = name.or((reading == Reading::Lenient).then_some(""));
     let action = match fields.take("action") {
         None => Action::Allow,
         Some(action) => match action.text()? {
@@ -86,7 +96,7 @@ fn read_action(fields: &mut Fields<'_>, reading: Reading) -> Option<Action> {
             "DENY" => Action::Deny,
             "AUDIT" => Action::Audit,
             "CUSTOM" => {
-                if provider.is_none() {
+                if provider.is_none() && reading == Reading::Checked {
                     fields.whole().problem("CUSTOM needs provider.name");
                 }
                 Action::Custom { provider: name?.to_owned() }
@@ -280,11 +290,14 @@ impl Context<'_> {
             return None;
         }
         let mut fields = reader.fields();
-        let key = fields.require("key");
+        let key = fields.take("key");
         let (values, not_values) = (fields.take("values"), fields.take("notValues"));
         self.finish(fields);
-        let key = key?;
-        let attribute = match Attribute::parse_key(key.non_empty_text()?) {
+        let Some(key) = key else {
+            self.refuse(reader, "field key is missing");
+            return Some(Err(Dropped));
+        };
+        let attribute = match Attribute::parse_key(key.text()?) {
             Ok(attribute) => Some(attribute),
             Err(KeyError::Unknown) => {
                 // [SEM-VAL-15]
@@ -317,14 +330,14 @@ impl Context<'_> {
             self.refuse(key, "the header name is not a token");
         }
         if let Attribute::Claim(path) = attribute
-            && path.iter().any(|name| name.is_empty())
+            && (path.is_empty() || path.iter().any(|name| name.is_empty()))
         {
-            self.refuse(key, "a claim name must not be empty");
+            self.refuse(key, "write the name of a claim in brackets, such as [role]");
         }
         if let Attribute::Metadata { key: name, .. } = attribute
-            && name.is_empty()
+            && (name.is_empty() || !key.text().is_some_and(|key| key.ends_with(']')))
         {
-            self.refuse(key, "the metadata key must not be empty");
+            self.refuse(key, "write the metadata's key in brackets, such as [name]");
         }
     }
 

@@ -8,19 +8,35 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+/// A line. Whatever may be missing has a default and unknown fields are passed over, so that lines
+/// of further kinds are still judged.
 #[derive(Deserialize)]
 pub(crate) struct Vector {
     pub(crate) id: String,
-    pub(crate) group: String,
+    #[serde(default)]
+    group: Option<String>,
+    #[serde(default = "yes")]
     pub(crate) admissible: bool,
+    #[serde(default)]
     pub(crate) policies: Vec<Value>,
+    #[serde(default)]
     pub(crate) mesh: Mesh,
     pub(crate) workload: WorkloadOf,
     pub(crate) request: Request,
     pub(crate) expect: Expect,
 }
 
+fn yes() -> bool {
+    true
+}
+
 impl Vector {
+    /// The group, which is also what ids begin with.
+    pub(crate) fn group(&self) -> &str {
+        let from_id = self.id.split('/').next().unwrap_or_default();
+        self.group.as_deref().unwrap_or(from_id)
+    }
+
     /// Lines with the same first two parts share policies, mesh and workload.
     pub(crate) fn set_id(&self) -> &str {
         self.id.rsplit_once('/').map_or(&self.id, |(set, _)| set)
@@ -28,33 +44,54 @@ impl Vector {
 }
 
 #[derive(Deserialize)]
+#[serde(default)]
 pub(crate) struct Mesh {
     pub(crate) trust_domain: String,
     pub(crate) aliases: Vec<String>,
     pub(crate) root_namespace: String,
     pub(crate) path_normalization: String,
-    #[serde(default)]
     pub(crate) extension_providers: BTreeMap<String, Mock>,
-    #[serde(default)]
     pub(crate) enable_multiple_custom_providers: bool,
 }
 
-#[derive(Deserialize)]
+/// Istio's own defaults.
+impl Default for Mesh {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".to_owned(),
+            aliases: Vec::new(),
+            root_namespace: "istio-system".to_owned(),
+            path_normalization: "DEFAULT".to_owned(),
+            extension_providers: BTreeMap::new(),
+            enable_multiple_custom_providers: false,
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Mock {
     pub(crate) behaviour: String,
-    #[serde(default)]
     pub(crate) fail_open: bool,
-    pub(crate) status_on_error: Option<String>,
-    #[serde(default)]
+    /// Text or number.
+    pub(crate) status_on_error: Value,
     pub(crate) invalid: bool,
     /// `http` unless it says otherwise.
-    #[serde(default)]
     pub(crate) kind: Option<String>,
+}
+
+impl Mock {
+    pub(crate) fn status_on_error(&self) -> u16 {
+        let text = self.status_on_error.as_str().map(str::to_owned);
+        let text = text.unwrap_or_else(|| self.status_on_error.to_string());
+        text.parse().unwrap_or(403)
+    }
 }
 
 #[derive(Deserialize)]
 pub(crate) struct WorkloadOf {
     pub(crate) namespace: String,
+    #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
 }
 
@@ -71,6 +108,7 @@ pub(crate) struct Request {
     pub(crate) authority: Option<String>,
     #[serde(default)]
     pub(crate) headers: Vec<(String, String)>,
+    #[serde(default)]
     pub(crate) peer: Peer,
     pub(crate) source_ip: IpAddr,
     pub(crate) destination_ip: IpAddr,
@@ -85,16 +123,13 @@ pub(crate) struct Request {
     pub(crate) dynamic_metadata: Option<Map<String, Value>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Peer {
     pub(crate) tls: bool,
-    #[serde(default)]
     pub(crate) spiffe_id: Option<String>,
-    #[serde(default)]
     pub(crate) uri_sans: Vec<String>,
-    #[serde(default)]
     pub(crate) dns_sans: Vec<String>,
-    #[serde(default)]
     pub(crate) subject: Vec<(String, String)>,
 }
 
@@ -112,6 +147,7 @@ pub(crate) struct Expect {
     pub(crate) audit: Option<bool>,
     pub(crate) custom_matched_policy: Option<String>,
     pub(crate) reject_reason: Option<String>,
+    #[serde(default)]
     pub(crate) observed: Observed,
 }
 
@@ -121,12 +157,28 @@ pub(crate) struct ShadowOf {
     pub(crate) policy: Option<String>,
 }
 
-#[derive(Deserialize)]
+/// What Envoy's access log showed; nothing of it when a line has none.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Observed {
-    pub(crate) path: Option<String>,
-    pub(crate) remote_ip: Option<IpAddr>,
+    /// Null for a request without path, absent where nothing was logged.
+    #[serde(deserialize_with = "given")]
+    pub(crate) path: Option<Option<String>>,
+    remote_ip: Option<String>,
     pub(crate) authority: Option<String>,
     pub(crate) jwt_payload: Option<Map<String, Value>>,
+}
+
+impl Observed {
+    /// The client address, without an IPv6 zone; nothing when none was logged.
+    pub(crate) fn remote_ip(&self) -> Option<IpAddr> {
+        let text = self.remote_ip.as_deref()?.trim_matches(['[', ']']);
+        text.split('%').next()?.parse().ok()
+    }
+}
+
+fn given<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(from).map(Some)
 }
 
 /// `matched_policy`: null and absent differ.
@@ -154,19 +206,26 @@ impl Matched {
     }
 }
 
-/// The bytes that a string of the vectors stands for.
+/// The bytes that a string of the vectors stands for; UTF-8 where a character is no byte.
 pub(crate) fn bytes(text: &str) -> Vec<u8> {
-    text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect()
+    let mut bytes = Vec::with_capacity(text.len());
+    for c in text.chars() {
+        match u8::try_from(u32::from(c)) {
+            Ok(byte) => bytes.push(byte),
+            Err(_) => bytes.extend(c.to_string().bytes()),
+        }
+    }
+    bytes
 }
 
-/// Every vector below the directory, files in order of their names.
-pub(crate) fn read_all() -> Vec<Vector> {
+/// Every vector below the directory, files in order of their names, and the lines that are none.
+pub(crate) fn read_all() -> (Vec<Vector>, Vec<String>) {
     let dir = std::env::var_os("MESH_AUTHZ_VECTORS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors"), PathBuf::from);
     let mut files = Vec::new();
     files_below(&dir, &mut files);
     files.sort();
-    let mut vectors = Vec::new();
+    let (mut vectors, mut unreadable) = (Vec::new(), Vec::new());
     for file in files {
         let raw = std::fs::read(&file).unwrap();
         let name = file.to_string_lossy();
@@ -179,14 +238,15 @@ pub(crate) fn read_all() -> Vec<Vector> {
         } else {
             continue;
         };
-        let lines = text.lines().filter(|line| !line.trim().is_empty());
-        vectors.extend(lines.enumerate().map(|(at, line)| {
-            serde_json::from_str(line)
-                .unwrap_or_else(|error| panic!("{name}: line {}: {error}", at + 1))
-        }));
+        for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            match serde_json::from_str(line) {
+                Ok(vector) => vectors.push(vector),
+                Err(error) => unreadable.push(format!("{name}: line {}: {error}", at + 1)),
+            }
+        }
     }
     assert!(!vectors.is_empty(), "no vectors below {}", dir.display());
-    vectors
+    (vectors, unreadable)
 }
 
 fn files_below(dir: &Path, files: &mut Vec<PathBuf>) {

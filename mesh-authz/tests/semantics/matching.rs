@@ -255,6 +255,9 @@ fn sem_authz_34_35_36_37_the_table_of_forwarded_addresses() {
         (&["1.2.3.4:80"], peer, peer, peer),
         (&["[2001:db8::1]:80"], peer, peer, peer),
         (&["2001:db8::1"], "2001:db8::1", "2001:db8::1", peer),
+        (&["fe80::1%7"], "fe80::1", "fe80::1", peer),
+        (&["fe80::1%eth0"], peer, peer, peer),
+        (&["1.2.3.4%7"], peer, peer, peer),
     ] {
         let mut headers = http::HeaderMap::new();
         for line in lines {

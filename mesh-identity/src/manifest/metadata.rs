@@ -144,7 +144,17 @@ pub struct TargetRef {
 }
 
 impl TargetRef {
-    /// Reads one reference by the rules of [SEM-VAL-03].
+    fn read_lenient(reader: &Reader<'_>) -> Self {
+        let mut fields = reader.fields();
+        let mut text = |name: &str| {
+            fields.take(name).and_then(|value| value.text()).unwrap_or_default().to_owned()
+        };
+        let this = Self { group: text("group"), kind: text("kind"), name: text("name") };
+        fields.ignore_rest();
+        this
+    }
+
+    /// Reads one reference by the rules of [SEM-VAL-03] and the CRD's limits.
     #[must_use]
     pub fn read(reader: &Reader<'_>) -> Option<Self> {
         let mut fields = reader.fields();
@@ -158,6 +168,9 @@ impl TargetRef {
         let this = Self { group: group?, kind: kind?, name: name? };
         if this.name.is_empty() {
             reader.problem("field name is missing");
+        }
+        if this.name.len() > 253 {
+            reader.problem("a name has at most 253 characters");
         }
         if !namespace?.is_empty() {
             reader.problem("a target reference cannot name a namespace; remove it");
@@ -223,6 +236,34 @@ impl Attachment {
         } else {
             Self::TargetRefs(refs)
         }
+    }
+
+    /// Reads the three fields as Istio's data plane does when its webhook did not look at them:
+    /// references win over a selector ([SEM-SEL-06]), and every label counts as it stands.
+    #[must_use]
+    pub fn read_lenient(spec: &mut super::reader::Fields<'_>) -> Self {
+        let selector = spec.take("selector");
+        let (target_ref, target_refs) = (spec.take("targetRef"), spec.take("targetRefs"));
+        let mut refs: Vec<TargetRef> = Vec::new();
+        for one in target_refs.iter().flat_map(Reader::items) {
+            refs.push(TargetRef::read_lenient(&one));
+        }
+        if refs.is_empty() {
+            refs.extend(target_ref.as_ref().map(TargetRef::read_lenient));
+        }
+        if !refs.is_empty() {
+            return Self::TargetRefs(refs);
+        }
+        let labels = selector.and_then(|selector| {
+            let mut fields = selector.fields();
+            let labels = fields.take("matchLabels");
+            fields.ignore_rest();
+            labels
+        });
+        let labels = labels.into_iter().flat_map(|labels| labels.fields().all());
+        let labels =
+            labels.filter_map(|(key, text)| Some((key.to_owned(), text.text()?.to_owned())));
+        Self::Selector(Selector::new(labels.collect()))
     }
 
     /// Whether a resource of `namespace` with this attachment applies to the workload
