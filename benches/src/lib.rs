@@ -37,11 +37,18 @@ pub enum Shape {
     Negations,
     /// Every rule is a candidate of every request, and none matches: one path prefix for all.
     AllCandidates,
+    /// The conditions of [`Self::AllCandidates`] with nothing for an index: the straight loop that
+    /// the worst cases are compared with.
+    StraightLoop,
+    /// Every rule is a candidate by each of several keys of several kinds, and none matches.
+    ManyKeys,
+    /// A header of its own each, which no request has.
+    OwnHeaders,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::PrincipalAndPath,
         Self::SharedPrincipal,
         Self::SharedPath,
@@ -51,6 +58,9 @@ impl Shape {
         Self::ClaimValues,
         Self::Negations,
         Self::AllCandidates,
+        Self::StraightLoop,
+        Self::ManyKeys,
+        Self::OwnHeaders,
     ];
 
     /// Compiles that many rules, in policies of at most 500.
@@ -101,6 +111,20 @@ impl Shape {
             Self::Negations => json!({"to": [{"operation": {"notPaths": ["/*"]}}]}),
             Self::AllCandidates => {
                 json!({"to": [{"operation": {"paths": ["/service*"], "notMethods": ["GET"]}}]})
+            }
+            Self::StraightLoop => {
+                json!({"to": [{"operation": {"notPaths": ["/other*"], "notMethods": ["GET"]}}]})
+            }
+            Self::ManyKeys => json!({
+                "from": [{"source": {"principals": ["*/sa/app", "cluster.local/*"]}},
+                         {"source": {"namespaces": ["ns*"]}},
+                         {"source": {"ipBlocks": ["10.0.0.0/8"]}}],
+                "to": [{"operation": {"paths": ["/s*", "/se*", "/ser*", "*/items"],
+                                      "notMethods": ["GET"]}}],
+            }),
+            Self::OwnHeaders => {
+                let key = format!("request.headers[x-own-{at}]");
+                json!({"when": [{"key": key, "values": ["a"]}]})
             }
         }
     }

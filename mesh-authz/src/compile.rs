@@ -14,7 +14,7 @@ use crate::matcher::{
 };
 use crate::policy_set::{Applied, PolicySet, Reads};
 use crate::resource::{Action, AuthorizationPolicy, Rule, Term, Value};
-use crate::rule::{Rule as CompiledRule, Stage};
+use crate::rule::{Placed, Rule as CompiledRule, Stage};
 use crate::scope::{Provider, ProviderKind, Scope, Transport};
 use crate::semantics::StrictRule;
 use crate::trust_domain::TrustDomains;
@@ -44,7 +44,7 @@ pub(crate) fn compile(
 }
 
 /// The most rules of all policies together ([SEC-AUTHZ-10]).
-const MAX_RULES: usize = 10_000;
+pub(crate) const MAX_RULES: usize = 10_000;
 
 /// The most values of all conditions together ([SEC-AUTHZ-10]).
 const MAX_VALUES: usize = 100_000;
@@ -241,7 +241,7 @@ impl Compiler<'_> {
             let operations = unless_single(self.alternatives(&rule.to), &mut conditions);
             conditions.extend(self.tests(&rule.when));
             let reference = RuleRef::new(&name, rule.index, prefix, suffix);
-            CompiledRule { reference, sources, operations, conditions: conditions.into() }
+            CompiledRule { reference, sources, operations, conditions }
         });
         compiled.collect()
     }
@@ -254,13 +254,13 @@ impl Compiler<'_> {
     }
 
     /// One alternative without conditions is any ([SEM-EVAL-21]).
-    fn alternatives(&self, entries: &[Vec<Term>]) -> Vec<Box<[Test]>> {
-        let alternatives: Vec<Box<[Test]>> =
+    fn alternatives(&self, entries: &[Vec<Term>]) -> Vec<Vec<Placed>> {
+        let alternatives: Vec<Vec<Placed>> =
             entries.iter().map(|terms| self.tests(terms)).collect();
-        if alternatives.iter().any(|tests| tests.is_empty()) { Vec::new() } else { alternatives }
+        if alternatives.iter().any(Vec::is_empty) { Vec::new() } else { alternatives }
     }
 
-    fn tests(&self, terms: &[Term]) -> Box<[Test]> {
+    fn tests(&self, terms: &[Term]) -> Vec<Placed> {
         // [SEM-TCP-03] What is left of rules that are not ALLOW.
         let exists =
             |term: &&Term| self.transport == Transport::Http || !term.attribute.is_http_only();
@@ -269,9 +269,8 @@ impl Compiler<'_> {
             let lists =
                 [(&term.values, &term.path, false), (&term.not_values, &term.not_path, true)];
             lists.into_iter().filter(|(values, ..)| !values.is_empty()).map(
-                |(values, path, negated)| Test {
-                    matcher: self.matcher(&term.attribute, values),
-                    negated,
+                |(values, path, negated)| Placed {
+                    test: Test { matcher: self.matcher(&term.attribute, values), negated },
                     path: path.as_str().into(),
                 },
             )
@@ -285,7 +284,7 @@ impl Compiler<'_> {
         match attribute {
             Attribute::Claim(path) => Matcher::Claim(path.clone(), TextSet::new(sorted.texts)),
             Attribute::DestinationIp => address(AddressOf::Destination),
-            Attribute::Header(key) => Matcher::Header(key.clone(), sorted.header_set()),
+            Attribute::Header(key) => Matcher::Header(Box::new(key.clone()), sorted.header_set()),
             Attribute::Host => {
                 let lower = sorted.texts.into_iter().map(TextPattern::into_lowercase);
                 Matcher::Host(Sorted { texts: lower.collect(), ..Sorted::default() }.header_set())
@@ -300,7 +299,8 @@ impl Compiler<'_> {
             Attribute::Namespace => Matcher::Namespace(sorted.namespaces.into()),
             Attribute::Path => Matcher::Path(PathSet {
                 texts: TextSet::new(sorted.texts),
-                templates: TemplateSet::new(sorted.templates),
+                templates: (!sorted.templates.is_empty())
+                    .then(|| Box::new(TemplateSet::new(sorted.templates))),
             }),
             Attribute::Port => Matcher::Port(sorted.ports.into()),
             Attribute::Principal => Matcher::Principal(PrincipalSet::new(sorted.texts)),
@@ -318,13 +318,13 @@ impl Compiler<'_> {
 
 /// Several alternatives stay; a single one is a list of conditions like any other.
 fn unless_single(
-    mut alternatives: Vec<Box<[Test]>>,
-    conditions: &mut Vec<Test>,
-) -> Box<[Box<[Test]>]> {
+    mut alternatives: Vec<Vec<Placed>>,
+    conditions: &mut Vec<Placed>,
+) -> Vec<Vec<Placed>> {
     if alternatives.len() == 1 {
         conditions.extend(alternatives.drain(..).flatten());
     }
-    alternatives.into()
+    alternatives
 }
 
 /// The values of one list by their type. A list holds values of one attribute, so all but one or

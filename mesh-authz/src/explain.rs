@@ -9,7 +9,7 @@ use crate::decision::{Decision, DenyReason, PolicyName, RuleRef, Verdict};
 use crate::facts::RequestFacts;
 use crate::matcher::{Mood, Test, View};
 use crate::policy_set::PolicySet;
-use crate::rule::{Rule, Stage};
+use crate::rule::{PlacedTests, Stage, StagedRule};
 
 /// A decision with the reason of every rule of every policy that applies.
 ///
@@ -64,6 +64,9 @@ pub struct RuleExplanation {
 pub struct FailedCondition {
     /// Where it stands in the rule, such as `to[0].operation.methods`.
     pub field: String,
+    /// For an entry of `when`, its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// What it asks for, shortened.
     pub wants: String,
     /// What the request has, without secrets.
@@ -111,17 +114,17 @@ fn explain_stage<'s>(
     stage: &'s Stage,
     view: &'s View<'_>,
 ) -> impl Iterator<Item = RuleExplanation> {
-    stage.rules().iter().map(move |rule| explain_rule(rule, view, stage.mood()))
+    stage.rules().map(move |rule| explain_rule(&rule, view, stage.mood()))
 }
 
 /// How far a list of conditions got.
 struct Progress<'r> {
     held: usize,
     of: usize,
-    failed: Option<&'r Test>,
+    failed: Option<(&'r Test, &'r str)>,
 }
 
-fn explain_rule(rule: &Rule, view: &View<'_>, mood: Mood) -> RuleExplanation {
+fn explain_rule(rule: &StagedRule<'_>, view: &View<'_>, mood: Mood) -> RuleExplanation {
     let parts = [
         best_alternative(&rule.sources, view, mood),
         best_alternative(&rule.operations, view, mood),
@@ -134,8 +137,9 @@ fn explain_rule(rule: &Rule, view: &View<'_>, mood: Mood) -> RuleExplanation {
         whole.failed = whole.failed.or(part.failed);
     }
     let Progress { held, of, failed } = whole;
-    let failed = failed.map(|test| FailedCondition {
-        field: test.path.to_string(),
+    let failed = failed.map(|(test, path)| FailedCondition {
+        field: path.to_owned(),
+        key: test.matcher.key().filter(|_| path.starts_with("when")),
         wants: test.wants(),
         found: test.found(view),
     });
@@ -144,7 +148,7 @@ fn explain_rule(rule: &Rule, view: &View<'_>, mood: Mood) -> RuleExplanation {
 
 /// The alternative with the fewest failures; nothing when there are no alternatives.
 fn best_alternative<'r>(
-    alternatives: &'r [Box<[Test]>],
+    alternatives: &[PlacedTests<'r>],
     view: &View<'_>,
     mood: Mood,
 ) -> Option<Progress<'r>> {
@@ -152,9 +156,9 @@ fn best_alternative<'r>(
     all.min_by_key(|one| one.of.saturating_sub(one.held))
 }
 
-fn progress<'r>(tests: &'r [Test], view: &View<'_>, mood: Mood) -> Progress<'r> {
-    let held = tests.iter().filter(|test| test.holds(view, mood)).count();
-    let failed = tests.iter().find(|test| !test.holds(view, mood));
+fn progress<'r>(tests: &PlacedTests<'r>, view: &View<'_>, mood: Mood) -> Progress<'r> {
+    let held = tests.iter().filter(|(test, _)| test.holds(view, mood)).count();
+    let failed = tests.iter().find(|(test, _)| !test.holds(view, mood)).copied();
     Progress { held, of: tests.len(), failed }
 }
 
@@ -194,8 +198,12 @@ impl fmt::Display for RuleExplanation {
         let Self { rule: _, held, of, failed } = self;
         match failed {
             None => f.write_str("matches"),
-            Some(FailedCondition { field, wants, found }) => {
-                write!(f, "{held} of {of} hold; {field} wants {wants}, the request has {found}")
+            Some(FailedCondition { field, key, wants, found }) => {
+                write!(f, "{held} of {of} hold; {field} ")?;
+                if let Some(key) = key {
+                    write!(f, "({key}) ")?;
+                }
+                write!(f, "wants {wants}, the request has {found}")
             }
         }
     }

@@ -162,18 +162,24 @@ impl FastHasher {
 }
 
 impl Hasher for FastHasher {
+    #[inline]
     fn write(&mut self, bytes: &[u8]) {
-        let (words, rest) = bytes.as_chunks::<8>();
-        for word in words {
-            self.add(u64::from_le_bytes(*word));
-        }
-        if !rest.is_empty() {
-            let mut last = [0; 8];
-            for (to, from) in last.iter_mut().zip(rest) {
-                *to = *from;
+        let word = |at: usize| bytes.get(at..).and_then(<[u8]>::first_chunk::<8>);
+        let Some(last) = bytes.last_chunk::<8>() else {
+            let mut short = [0; 8];
+            if let Some(start) = short.get_mut(..bytes.len()) {
+                start.copy_from_slice(bytes);
             }
-            self.add(u64::from_le_bytes(last));
+            self.add(u64::from_le_bytes(short));
+            return;
+        };
+        // The last word may overlap the one before it; the length is part of the hash.
+        for at in (0..bytes.len().saturating_sub(8)).step_by(8) {
+            if let Some(word) = word(at) {
+                self.add(u64::from_le_bytes(*word));
+            }
         }
+        self.add(u64::from_le_bytes(*last));
     }
 
     fn write_usize(&mut self, number: usize) {

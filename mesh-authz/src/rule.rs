@@ -1,7 +1,8 @@
 //! Compiled rules of one action, and the index that finds those which can match.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use crate::compile::MAX_RULES;
 use crate::decision::RuleRef;
 use crate::index::{Key, TextIndex};
 use crate::matcher::{Anchor, Coverage, Mood, Test, View};
@@ -12,61 +13,229 @@ use crate::semantics::Semantics;
 pub(crate) struct Rule {
     pub(crate) reference: RuleRef,
     /// Alternatives; none at all is any source.
-    pub(crate) sources: Box<[Box<[Test]>]>,
+    pub(crate) sources: Vec<Vec<Placed>>,
     /// Alternatives; none at all is any operation.
-    pub(crate) operations: Box<[Box<[Test]>]>,
-    pub(crate) conditions: Box<[Test]>,
+    pub(crate) operations: Vec<Vec<Placed>>,
+    pub(crate) conditions: Vec<Placed>,
 }
 
-impl Rule {
-    pub(crate) fn matches(&self, view: &View<'_>, mood: Mood) -> bool {
-        let every = |tests: &[Test]| tests.iter().all(|test| test.holds(view, mood));
-        let any = |alternatives: &[Box<[Test]>]| {
-            alternatives.is_empty() || alternatives.iter().any(|tests| every(tests))
-        };
-        any(&self.sources) && any(&self.operations) && every(&self.conditions)
-    }
+/// A test, and where it stands in its rule, such as `to[0].operation.methods`.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    pub(crate) test: Test,
+    pub(crate) path: Box<str>,
 }
 
 /// All rules of one action, in byte order of their ids ([SEM-EVAL-31]).
+///
+/// What a decision reads lies together, rule after rule, so that a pass over many rules waits for
+/// memory as little as possible; names and places, which only answers need, lie apart.
 #[derive(Debug)]
 pub(crate) struct Stage {
-    rules: Box<[Rule]>,
+    rules: Box<[Spans]>,
+    /// The alternatives of sources and operations.
+    lists: Box<[Span]>,
+    tests: Box<[Test]>,
+    references: Box<[RuleRef]>,
+    /// Where each test stands in its rule.
+    paths: Box<[Box<str>]>,
     index: RuleIndex,
     mood: Mood,
+}
+
+/// One rule's share of a stage.
+#[derive(Clone, Copy, Debug)]
+struct Spans {
+    /// In `lists`.
+    sources: Span,
+    /// In `lists`.
+    operations: Span,
+    /// In `tests`.
+    conditions: Span,
+}
+
+impl Spans {
+    #[inline]
+    fn has_no_alternatives(&self) -> bool {
+        self.sources.is_empty() && self.operations.is_empty()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// What was pushed to a list since it was `start` long.
+    fn since<T>(start: usize, list: &[T]) -> Self {
+        let narrow = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        Self { start: narrow(start), end: narrow(list.len()) }
+    }
+
+    #[inline]
+    fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+
+    #[inline]
+    fn of<T>(self, list: &[T]) -> &[T] {
+        let wide = |at: u32| usize::try_from(at).unwrap_or(usize::MAX);
+        list.get(wide(self.start)..wide(self.end)).unwrap_or_default()
+    }
+}
+
+/// A test of a rule with its place, for explanations.
+pub(crate) type PlacedTests<'s> = Vec<(&'s Test, &'s str)>;
+
+/// A rule of a stage, for explanations.
+pub(crate) struct StagedRule<'s> {
+    pub(crate) reference: &'s RuleRef,
+    pub(crate) sources: Vec<PlacedTests<'s>>,
+    pub(crate) operations: Vec<PlacedTests<'s>>,
+    pub(crate) conditions: PlacedTests<'s>,
 }
 
 impl Stage {
     pub(crate) fn new(mut rules: Vec<Rule>, mood: Mood) -> Self {
         rules.sort_by(|one, other| one.reference.id().cmp(other.reference.id()));
         let index = RuleIndex::new(&rules);
-        Self { rules: rules.into(), index, mood }
+        let (mut tests, mut paths, mut lists) = (Vec::new(), Vec::new(), Vec::new());
+        let mut references = Vec::with_capacity(rules.len());
+        let mut spans = Vec::with_capacity(rules.len());
+        for rule in rules {
+            let mut place = |placed: Vec<Placed>| {
+                let start = tests.len();
+                for Placed { test, path } in placed {
+                    tests.push(test);
+                    paths.push(path);
+                }
+                Span::since(start, &tests)
+            };
+            let conditions = place(rule.conditions);
+            let mut list = |alternatives: Vec<Vec<Placed>>| {
+                let start = lists.len();
+                lists.extend(alternatives.into_iter().map(&mut place));
+                Span::since(start, &lists)
+            };
+            let (sources, operations) = (list(rule.sources), list(rule.operations));
+            spans.push(Spans { sources, operations, conditions });
+            references.push(rule.reference);
+        }
+        Self {
+            rules: spans.into(),
+            lists: lists.into(),
+            tests: tests.into(),
+            references: references.into(),
+            paths: paths.into(),
+            index,
+            mood,
+        }
     }
 
-    pub(crate) fn rules(&self) -> &[Rule] {
-        &self.rules
+    /// Every rule in parts, in the order of ids.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = StagedRule<'_>> {
+        let placed = |span: Span| -> PlacedTests<'_> {
+            span.of(&self.tests)
+                .iter()
+                .zip(span.of(&self.paths).iter().map(|path| &**path))
+                .collect()
+        };
+        let lists =
+            move |span: Span| span.of(&self.lists).iter().map(|list| placed(*list)).collect();
+        self.rules.iter().zip(&self.references).map(move |(rule, reference)| StagedRule {
+            reference,
+            sources: lists(rule.sources),
+            operations: lists(rule.operations),
+            conditions: placed(rule.conditions),
+        })
     }
 
     pub(crate) fn mood(&self) -> Mood {
         self.mood
     }
 
+    #[inline]
+    fn matches(&self, rule: &Spans, view: &View<'_>) -> bool {
+        self.every(rule.conditions, view)
+            && (rule.has_no_alternatives() || self.alternatives_match(rule, view))
+    }
+
+    #[inline]
+    fn every(&self, tests: Span, view: &View<'_>) -> bool {
+        tests.of(&self.tests).iter().all(|test| test.holds(view, self.mood))
+    }
+
+    #[inline(never)]
+    fn alternatives_match(&self, rule: &Spans, view: &View<'_>) -> bool {
+        let any = |span: Span| {
+            let alternatives = span.of(&self.lists);
+            alternatives.is_empty() || alternatives.iter().any(|list| self.every(*list, view))
+        };
+        any(rule.sources) && any(rule.operations)
+    }
+
     /// The first rule that matches, in the order of ids.
     pub(crate) fn first_match(&self, view: &View<'_>) -> Option<&RuleRef> {
-        let mut best: Option<(u32, &Rule)> = None;
+        let mut best = usize::MAX;
+        let mut seen = Seen::default();
         self.index.candidates(view, self.mood.semantics, &mut |ids| {
             for id in ids {
-                if best.is_some_and(|(found, _)| found <= *id) {
+                let at = usize::try_from(*id).unwrap_or(usize::MAX);
+                if best <= at {
                     return;
                 }
-                let rule = usize::try_from(*id).ok().and_then(|at| self.rules.get(at));
-                if let Some(rule) = rule.filter(|rule| rule.matches(view, self.mood)) {
-                    best = Some((*id, rule));
+                let Some(rule) = self.rules.get(at) else { return };
+                if seen.is_new(at) && self.matches(rule, view) {
+                    best = at;
                     return;
                 }
             }
         });
-        best.map(|(_, rule)| &rule.reference)
+        for id in &self.index.always {
+            let at = usize::try_from(*id).unwrap_or(usize::MAX);
+            if best <= at {
+                break;
+            }
+            if self.rules.get(at).is_some_and(|rule| self.matches(rule, view)) {
+                best = at;
+                break;
+            }
+        }
+        self.references.get(best)
+    }
+}
+
+/// The rules that a decision has looked at already, because several of their keys are true of the
+/// request. The first few are not remembered: looking again is cheaper.
+#[derive(Default)]
+struct Seen {
+    looked: usize,
+    bits: Option<[u64; MAX_RULES.div_ceil(64)]>,
+}
+
+impl Seen {
+    /// How many rules are looked at before remembering begins.
+    const FREE: usize = 64;
+
+    #[inline]
+    fn is_new(&mut self, at: usize) -> bool {
+        self.looked = self.looked.saturating_add(1);
+        self.looked <= Self::FREE || self.is_unmarked(at)
+    }
+
+    #[inline]
+    fn is_unmarked(&mut self, at: usize) -> bool {
+        let bits = match &mut self.bits {
+            Some(bits) => bits,
+            none => none.insert([0; MAX_RULES.div_ceil(64)]),
+        };
+        let Some(word) = bits.get_mut(at / 64) else { return true };
+        let bit = 1 << (at % 64);
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
     }
 }
 
@@ -91,29 +260,40 @@ struct Anchored {
 /// The keys that find a rule: one of them is true of every request that the rule matches.
 type Way = Vec<(Anchor, Key)>;
 
+/// An anchor that fewer rules than this would use costs more than looking at the rules themselves.
+const MIN_ANCHORED: usize = 4;
+
 impl RuleIndex {
     fn new(rules: &[Rule]) -> Self {
         // How many rules share a key decides which condition of a rule tells it apart best.
         let mut shares: HashMap<(Anchor, Key), usize> = HashMap::new();
+        let mut users: HashMap<Anchor, usize> = HashMap::new();
         for rule in rules {
+            let mut anchors = HashSet::new();
             for tests in all_tests(rule) {
                 for (anchor, keys) in tests.anchors() {
                     for key in keys {
                         let share = shares.entry((anchor.clone(), key)).or_default();
                         *share = share.saturating_add(1);
                     }
+                    anchors.insert(anchor);
                 }
             }
+            for anchor in anchors {
+                let users = users.entry(anchor).or_default();
+                *users = users.saturating_add(1);
+            }
         }
+        let costs = Costs { shares, users };
         let mut always = Vec::new();
         let mut by_anchor: Vec<(Anchor, Vec<(Key, u32)>)> = Vec::new();
         let mut places: HashMap<Anchor, usize> = HashMap::new();
         for (rule, id) in rules.iter().zip(0_u32..) {
-            let Some(way) = best_way(rule, &shares) else {
+            let Some(way) = best_way(rule, &costs) else {
                 always.push(id);
                 continue;
             };
-            for (anchor, key) in way {
+            for (anchor, key) in without_implied(way) {
                 let place = *places.entry(anchor.clone()).or_insert_with(|| {
                     by_anchor.push((anchor, Vec::new()));
                     by_anchor.len().saturating_sub(1)
@@ -131,7 +311,7 @@ impl RuleIndex {
         Self { anchored: anchored.collect(), always: always.into() }
     }
 
-    /// Calls `f` with sorted lists that together hold every rule that can match.
+    /// Calls `f` with sorted lists that, with `always`, hold every rule that can match.
     fn candidates(&self, view: &View<'_>, semantics: Semantics, f: &mut impl FnMut(&[u32])) {
         for Anchored { anchor, index, all } in &self.anchored {
             let coverage = anchor.texts(view, semantics, &mut |text| index.candidates(text, f));
@@ -139,19 +319,30 @@ impl RuleIndex {
                 f(all);
             }
         }
-        f(&self.always);
     }
 }
 
 fn all_tests(rule: &Rule) -> impl Iterator<Item = &Test> {
-    rule.sources.iter().chain(&rule.operations).flatten().chain(&rule.conditions)
+    let placed = rule.sources.iter().chain(&rule.operations).flatten().chain(&rule.conditions);
+    placed.map(|placed| &placed.test)
 }
 
-/// The cheapest of the ways: by every source, by every operation, or by one condition.
-fn best_way(rule: &Rule, shares: &HashMap<(Anchor, Key), usize>) -> Option<Way> {
-    let cost = |(anchor, keys): &(Anchor, Vec<Key>)| -> usize {
-        keys.iter().fold(0_usize, |sum, key| {
-            let share = shares.get(&(anchor.clone(), key.clone())).copied().unwrap_or(1);
+/// What finding a rule by a key costs.
+struct Costs {
+    /// How many rules share a key.
+    shares: HashMap<(Anchor, Key), usize>,
+    /// How many rules could be found by an anchor.
+    users: HashMap<Anchor, usize>,
+}
+
+impl Costs {
+    /// Nothing when the anchor is worth no look: too few rules have it.
+    fn of(&self, anchor: &Anchor, keys: &[Key]) -> Option<usize> {
+        if self.users.get(anchor).is_none_or(|users| *users < MIN_ANCHORED) {
+            return None;
+        }
+        Some(keys.iter().fold(0_usize, |sum, key| {
+            let share = self.shares.get(&(anchor.clone(), key.clone())).copied().unwrap_or(1);
             // An exact key admits fewer requests than a beginning, an empty one nearly all.
             let vague = match key {
                 Key::Exact(_) => 0,
@@ -159,26 +350,53 @@ fn best_way(rule: &Rule, shares: &HashMap<(Anchor, Key), usize>) -> Option<Way> 
                 Key::Prefix(_) | Key::Suffix(_) => 1,
             };
             sum.saturating_add(share.saturating_mul(4).saturating_add(vague))
-        })
+        }))
+    }
+}
+
+/// The cheapest of the ways: by every source, by every operation, or by one condition.
+fn best_way(rule: &Rule, costs: &Costs) -> Option<Way> {
+    let cheapest = |tests: &[Placed]| {
+        let ways = tests.iter().flat_map(|placed| placed.test.anchors());
+        let ways =
+            ways.filter_map(|(anchor, keys)| Some((costs.of(&anchor, &keys)?, anchor, keys)));
+        ways.min_by_key(|(cost, ..)| *cost)
     };
-    let cheapest = |tests: &[Test]| {
-        let ways = tests.iter().flat_map(Test::anchors).map(|way| (cost(&way), way));
-        ways.min_by_key(|(cost, _)| *cost)
-    };
+    let pairs =
+        |(anchor, keys): (Anchor, Vec<Key>)| keys.into_iter().map(move |key| (anchor.clone(), key));
     // Each alternative must have a key of its own.
-    let joined = |alternatives: &[Box<[Test]>]| {
+    let joined = |alternatives: &[Vec<Placed>]| {
         let ways: Option<Vec<_>> = alternatives.iter().map(|tests| cheapest(tests)).collect();
         let ways = ways.filter(|ways| !ways.is_empty())?;
-        let cost = ways.iter().fold(0_usize, |sum, (cost, _)| sum.saturating_add(*cost));
-        let pairs = ways
-            .into_iter()
-            .flat_map(|(_, (anchor, keys))| keys.into_iter().map(move |key| (anchor.clone(), key)));
-        Some((cost, pairs.collect::<Way>()))
+        let cost = ways.iter().fold(0_usize, |sum, (cost, ..)| sum.saturating_add(*cost));
+        let way = ways.into_iter().flat_map(|(_, anchor, keys)| pairs((anchor, keys)));
+        Some((cost, way.collect::<Way>()))
     };
-    let conditions = rule.conditions.iter().filter_map(|test| {
-        let (cost, (anchor, keys)) = cheapest(std::slice::from_ref(test))?;
-        Some((cost, keys.into_iter().map(|key| (anchor.clone(), key)).collect::<Way>()))
-    });
-    let ways = joined(&rule.sources).into_iter().chain(joined(&rule.operations)).chain(conditions);
+    let condition = cheapest(&rule.conditions)
+        .map(|(cost, anchor, keys)| (cost, pairs((anchor, keys)).collect::<Way>()));
+    let ways = condition.into_iter().chain(joined(&rule.sources)).chain(joined(&rule.operations));
     ways.min_by_key(|(cost, _)| *cost).map(|(_, way)| way)
 }
+
+/// Without the keys that are true only where a shorter one of the same rule is.
+fn without_implied(way: Way) -> Way {
+    let implies = |(anchor, longer): &(Anchor, Key), (other, shorter): &(Anchor, Key)| {
+        anchor == other
+            && match (longer, shorter) {
+                (Key::Exact(text), Key::Prefix(start)) => text.starts_with(start),
+                (Key::Exact(text), Key::Suffix(end)) => text.ends_with(end),
+                (Key::Prefix(text), Key::Prefix(start)) => text != start && text.starts_with(start),
+                (Key::Suffix(text), Key::Suffix(end)) => text != end && text.ends_with(end),
+                (Key::Exact(_) | Key::Prefix(_) | Key::Suffix(_), _) => false,
+            }
+    };
+    // Long lists would make this slow, and they are nearly always of one kind and length.
+    if way.len() > MAX_COMPARED {
+        return way;
+    }
+    let kept = way.iter().filter(|one| !way.iter().any(|other| implies(one, other)));
+    kept.cloned().collect()
+}
+
+/// Ways longer than this keep all their keys.
+const MAX_COMPARED: usize = 32;

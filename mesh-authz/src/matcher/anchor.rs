@@ -23,7 +23,11 @@ pub(crate) enum Anchor {
     Account,
     Address(AddressOf),
     Claim(Box<[Box<str>]>),
+    /// The names of the token's claims: where hardly two rules ask about the same one.
+    ClaimName,
     Header(HeaderKey),
+    /// The names of the request's headers, likewise.
+    HeaderName,
     Host,
     Issuer,
     Method,
@@ -62,9 +66,21 @@ impl Test {
                 let keys = blocks.blocks().iter().copied().map(block_key).collect();
                 one(Anchor::Address(*which), keys)
             }
-            Matcher::Claim(path, set) => one(Anchor::Claim(path.clone()), texts(set.patterns())),
-            Matcher::Header(HeaderKey::Impossible, _) => one(Anchor::Method, Vec::new()),
-            Matcher::Header(key, set) => one(Anchor::Header(key.clone()), texts(set.patterns())),
+            Matcher::Claim(path, set) => {
+                let value = (Anchor::Claim(path.clone()), texts(set.patterns()));
+                let exact = |name: &str| vec![Key::Exact(name.as_bytes().to_vec())];
+                let name = path.first().map(|name| (Anchor::ClaimName, exact(name)));
+                [value].into_iter().chain(name).collect()
+            }
+            Matcher::Header(key, _) if **key == HeaderKey::Impossible => {
+                one(Anchor::Method, Vec::new())
+            }
+            Matcher::Header(key, set) => {
+                let value = (Anchor::Header((**key).clone()), texts(set.patterns()));
+                let exact = |name: &str| vec![Key::Exact(name.as_bytes().to_vec())];
+                let name = key.name().map(|name| (Anchor::HeaderName, exact(name)));
+                [value].into_iter().chain(name).collect()
+            }
             Matcher::Host(set) => one(Anchor::Host, texts(set.patterns())),
             Matcher::Metadata(_) => Vec::new(),
             Matcher::Method(set) => one(Anchor::Method, texts(set.patterns())),
@@ -73,7 +89,7 @@ impl Test {
             }
             Matcher::Path(set) => {
                 let mut keys: Vec<Key> = texts(set.texts.patterns());
-                keys.extend(set.templates.templates().iter().map(Template::key));
+                keys.extend(set.templates().iter().map(Template::key));
                 one(Anchor::Path, keys)
             }
             Matcher::Port(ports) => {
@@ -127,6 +143,14 @@ impl Anchor {
                 }
                 let elements = claim.and_then(serde_json::Value::as_array).into_iter().flatten();
                 elements.filter_map(|element| element.as_str()).for_each(|text| f(text.as_bytes()));
+            }
+            Self::ClaimName => {
+                let claims = facts.token.into_iter().flat_map(|token| token.view().object().keys());
+                claims.for_each(|name| f(name.as_bytes()));
+            }
+            Self::HeaderName => {
+                let names = facts.http.into_iter().flat_map(|http| http.headers.keys());
+                names.for_each(|name| f(name.as_str().as_bytes()));
             }
             Self::Header(HeaderKey::Name { name, join }) => {
                 let Some(http) = facts.http else { return Coverage::Complete };

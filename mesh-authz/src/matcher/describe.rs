@@ -2,8 +2,9 @@
 
 use std::fmt::Display;
 
+use super::header::HeaderKey;
 use super::template::{Segment, Template, Unit};
-use super::test::{Matcher, Test};
+use super::test::{AddressOf, Matcher, MetadataMatcher, Test};
 use super::text::TextPattern;
 use super::view::View;
 
@@ -27,6 +28,32 @@ impl Test {
 }
 
 impl Matcher {
+    /// The attribute as a `when` key ([SEM-AUTHZ-04]); nothing for those that are no key.
+    pub(crate) fn key(&self) -> Option<String> {
+        let fixed = match self {
+            Self::Account(_) => "source.serviceAccount",
+            Self::Address(AddressOf::Client, _) => "remote.ip",
+            Self::Address(AddressOf::Destination, _) => "destination.ip",
+            Self::Address(AddressOf::Source, _) => "source.ip",
+            Self::Claim(path, _) => {
+                return Some(shown(&format!("request.auth.claims[{}]", path.join("]["))));
+            }
+            Self::Header(key, _) => return Some(format!("request.headers[{key}]")),
+            Self::Metadata(metadata) => {
+                let MetadataMatcher { filter, key, .. } = &**metadata;
+                return Some(shown(&format!("experimental.{filter}[{key}]")));
+            }
+            Self::Host(_) | Self::Method(_) | Self::Path(_) => return None,
+            Self::Namespace(_) => "source.namespace",
+            Self::Port(_) => "destination.port",
+            Self::Principal(_) => "source.principal",
+            Self::RequestPrincipal(_) => "request.auth.principal",
+            Self::Sni(_) => "connection.sni",
+            Self::TrustDomain(_) => "source.trustDomain",
+        };
+        Some(fixed.to_owned())
+    }
+
     /// The values of the condition as its author wrote them, the first few.
     fn wants(&self) -> String {
         match self {
@@ -43,7 +70,7 @@ impl Matcher {
             Self::Namespace(patterns) => list(patterns.iter()),
             Self::Path(set) => {
                 let texts = set.texts.patterns().iter().map(ToString::to_string);
-                let templates = set.templates.templates().iter().map(ToString::to_string);
+                let templates = set.templates().iter().map(ToString::to_string);
                 list(texts.chain(templates))
             }
             Self::Port(ports) => list(ports.iter()),
@@ -129,6 +156,19 @@ impl Display for TextPattern {
             Self::Suffix(suffix) => write!(f, "*{suffix}"),
             Self::Exact(exact) => f.write_str(exact),
         }
+    }
+}
+
+impl Display for HeaderKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Authority => ":authority",
+            Self::Method => ":method",
+            Self::Path => ":path",
+            Self::Scheme => ":scheme",
+            Self::Name { name, .. } => name.as_str(),
+            Self::Impossible => "?",
+        })
     }
 }
 

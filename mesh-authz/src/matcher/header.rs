@@ -98,6 +98,14 @@ impl HeaderKey {
         }
     }
 
+    /// The name, of a real header.
+    pub(crate) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Name { name, .. } => Some(name.as_str()),
+            Self::Authority | Self::Method | Self::Path | Self::Scheme | Self::Impossible => None,
+        }
+    }
+
     /// Whether any value of the header satisfies any pattern, as Envoy sees the values.
     pub(crate) fn matches(&self, set: &TextSet, view: &View<'_>) -> bool {
         match self {

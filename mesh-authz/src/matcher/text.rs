@@ -31,6 +31,7 @@ impl TextPattern {
     }
 
     /// Whether a text satisfies the pattern; `Present` asks for a non-empty text without line feed.
+    #[inline]
     pub(crate) fn matches(&self, text: &[u8]) -> bool {
         match self {
             Self::Present => !text.is_empty() && !text.contains(&b'\n'),
@@ -103,7 +104,13 @@ impl TextSet {
         }
     }
 
+    #[inline]
     pub(crate) fn matches(&self, text: &[u8]) -> bool {
+        if let Self::One(only) = self { only.matches(text) } else { self.any_matches(text) }
+    }
+
+    #[inline(never)]
+    fn any_matches(&self, text: &[u8]) -> bool {
         match self {
             Self::One(only) => only.matches(text),
             Self::Few(few) => few.iter().any(|pattern| pattern.matches(text)),

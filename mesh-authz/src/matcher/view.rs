@@ -1,5 +1,7 @@
 //! A request's facts with what several conditions need worked out once.
 
+use std::cell::OnceCell;
+
 use crate::facts::RequestFacts;
 
 /// Facts in the form that matchers read.
@@ -27,19 +29,38 @@ impl<'a> View<'a> {
 /// Names up to this length are lower-cased on the stack; DNS names end at 255.
 const MAX_INLINE: usize = 256;
 
-/// A text in ASCII lower case, copied only where it was not.
+/// A text in ASCII lower case, worked out when the first condition asks for it and copied only
+/// where it was not.
+pub(crate) struct Lower<'a> {
+    text: &'a [u8],
+    lower: OnceCell<Lowered>,
+}
+
 #[expect(clippy::large_enum_variant, reason = "the large one keeps the name off the heap")]
-pub(crate) enum Lower<'a> {
-    Already(&'a [u8]),
+enum Lowered {
+    Already,
     Inline([u8; MAX_INLINE], usize),
     Long(Vec<u8>),
 }
 
 impl<'a> Lower<'a> {
     fn new(text: &'a str) -> Self {
-        let text = text.as_bytes();
+        Self { text: text.as_bytes(), lower: OnceCell::new() }
+    }
+
+    pub(crate) fn text(&self) -> &[u8] {
+        match self.lower.get_or_init(|| Lowered::new(self.text)) {
+            Lowered::Already => self.text,
+            Lowered::Inline(text, len) => text.get(..*len).unwrap_or_default(),
+            Lowered::Long(text) => text,
+        }
+    }
+}
+
+impl Lowered {
+    fn new(text: &[u8]) -> Self {
         if !text.iter().any(u8::is_ascii_uppercase) {
-            return Self::Already(text);
+            return Self::Already;
         }
         let mut inline = [0; MAX_INLINE];
         match inline.get_mut(..text.len()) {
@@ -49,14 +70,6 @@ impl<'a> Lower<'a> {
                 Self::Inline(inline, text.len())
             }
             None => Self::Long(text.to_ascii_lowercase()),
-        }
-    }
-
-    pub(crate) fn text(&self) -> &[u8] {
-        match self {
-            Self::Already(text) => text,
-            Self::Inline(text, len) => text.get(..*len).unwrap_or_default(),
-            Self::Long(text) => text,
         }
     }
 }
