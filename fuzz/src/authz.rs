@@ -68,6 +68,47 @@ pub fn judge(data: &[u8]) -> bool {
     true
 }
 
+/// Policies in JSON text, one document or a list, judged by engine and model on a few requests.
+///
+/// # Panics
+///
+/// When they differ.
+pub(crate) fn agrees_on_text(text: &str) {
+    let Ok(value) = serde_json::from_str::<Value>(text) else { return };
+    let policies = match &value["items"] {
+        Value::Array(items) if value["kind"] == "List" => items.clone(),
+        _ => vec![value],
+    };
+    // What the model does not know: other kinds, gateways, selectors on other labels, defaults.
+    let is_plain = |policy: &Value| {
+        let labels = policy["spec"]["selector"]["matchLabels"].as_object();
+        policy["kind"] == "AuthorizationPolicy"
+            && policy["metadata"]["namespace"].is_string()
+            && policy["spec"]["targetRef"].is_null()
+            && policy["spec"]["targetRefs"].is_null()
+            && labels.is_none_or(|labels| labels.keys().all(|label| label == "app"))
+            && !policy.to_string().contains("experimental")
+    };
+    if !policies.iter().all(is_plain) {
+        return;
+    }
+    let site = Site {
+        namespace: "foo".to_owned(),
+        app: "httpbin".to_owned(),
+        trust_domains: vec!["cluster.local".to_owned()],
+    };
+    for seed in 0_u8..4 {
+        let bytes: Vec<u8> = (0_u8..64).map(|at| at.wrapping_mul(37).wrapping_add(seed)).collect();
+        let Ok(request) = request(&mut Unstructured::new(&bytes)) else { return };
+        let (policies, site) = (policies.clone(), site.clone());
+        let case = Case { site, policies, extra_deny: None, request };
+        let Some(ours) = case.decide(&case.policies, Semantics::istio()) else { return };
+        let model = model::decide(&case.policies, &case.site, &case.request);
+        let ours = (ours.is_allow(), ours.rule_id().map(str::to_owned));
+        assert_eq!(ours, model, "the model differs: {case:?}");
+    }
+}
+
 #[derive(Debug)]
 struct Case {
     site: Site,

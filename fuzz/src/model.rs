@@ -73,7 +73,8 @@ pub fn decide(policies: &[Value], site: &Site, request: &Request) -> (bool, Opti
 }
 
 fn is_enforced(policy: &Value, action: &str) -> bool {
-    let dry_run = policy["metadata"]["annotations"]["istio.io/dry-run"] == "true";
+    let dry_run = text(&policy["metadata"]["annotations"]["istio.io/dry-run"]);
+    let dry_run = ["1", "t", "T", "TRUE", "true", "True"].contains(&dry_run);
     !dry_run && policy["spec"]["action"].as_str().unwrap_or("ALLOW") == action
 }
 
@@ -191,11 +192,12 @@ impl Context<'_> {
             "request.auth.presenter" => self.claim(&["azp"], value),
             _ => {
                 if let Some(name) = key.strip_prefix("request.headers") {
-                    let name = name.trim_matches(['[', ']']).to_ascii_lowercase();
-                    self.header(&name, value)
+                    self.header(&bracketed(name).to_ascii_lowercase(), value)
                 } else if let Some(names) = key.strip_prefix("request.auth.claims") {
-                    let names: Vec<&str> = names.trim_matches(['[', ']']).split("][").collect();
-                    self.claim(&names, value)
+                    let names = bracketed(names);
+                    let path: Vec<&str> = names.split("][").collect();
+                    let is_clean = path.iter().all(|name| !name.contains(['[', ']']));
+                    self.claim(if is_clean { &path } else { std::slice::from_ref(&names) }, value)
                 } else {
                     false
                 }
@@ -208,6 +210,7 @@ impl Context<'_> {
         match name {
             ":method" => present_or(value, Some(&request.method)),
             ":path" => present_or(value, Some(&request.path)),
+            ":scheme" => present_or(value, Some("http")),
             ":authority" | "host" => present_or(value, Some(&request.authority)),
             _ => request
                 .headers
@@ -287,6 +290,11 @@ impl Context<'_> {
     }
 }
 
+/// What stands in the outer brackets.
+fn bracketed(text: &str) -> &str {
+    text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text)
+}
+
 fn is_http_only(key: &str) -> bool {
     matches!(key, "host" | "method" | "path") || key.starts_with("request.")
 }
@@ -294,7 +302,8 @@ fn is_http_only(key: &str) -> bool {
 fn uses_http(rule: &Value) -> bool {
     let used = |entry: &Value, known: &[(&str, &str, &str)]| {
         known.iter().any(|(field, not_field, key)| {
-            is_http_only(key) && (!entry[field].is_null() || !entry[not_field].is_null())
+            is_http_only(key)
+                && (!list(&entry[field]).is_empty() || !list(&entry[not_field]).is_empty())
         })
     };
     list(&rule["from"]).iter().any(|one| used(&one["source"], &SOURCE))
@@ -452,4 +461,144 @@ fn block(value: &str, ip: IpAddr) -> bool {
     let (want, got) = (bits(address), bits(ip));
     let len = len.unwrap_or(want.len());
     want.len() == got.len() && want[..len] == got[..len]
+}
+
+/// The path and query that policies see ([SEM-PATH-01]), or nothing where Envoy answers 400.
+///
+/// `mode` is Istio's name of it.
+#[must_use]
+pub fn normalize(mode: &str, raw: &[u8]) -> Option<Vec<u8>> {
+    if raw == b"*" {
+        return Some(raw.to_vec());
+    }
+    if raw.first() != Some(&b'/') || raw.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
+        return None;
+    }
+    let raw = raw.split(|byte| *byte == b'#').next()?;
+    if mode == "NONE" {
+        return Some(raw.to_vec());
+    }
+    let end = raw.iter().position(|byte| *byte == b'?').unwrap_or(raw.len());
+    let (path, query) = raw.split_at(end);
+    let mut path = path.to_vec();
+    if mode == "DECODE_AND_MERGE_SLASHES" {
+        for (escape, byte) in
+            [(&b"%2F"[..], b'/'), (b"%2f", b'/'), (b"%5C", b'\\'), (b"%5c", b'\\')]
+        {
+            path = replaced(&path, escape, byte);
+        }
+    }
+    let segments: Vec<&[u8]> = path.split(|byte| *byte == b'/').map(without_parameters).collect();
+    let unescaped = unescaped(&segments.join(&b'/'))?;
+    let mut path = without_dots(&unescaped);
+    if mode.ends_with("MERGE_SLASHES") {
+        path = merged(&path);
+    }
+    path.extend_from_slice(query);
+    Some(path)
+}
+
+/// [SEM-PATH-10]
+fn replaced(path: &[u8], escape: &[u8], byte: u8) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while at < path.len() {
+        if path[at..].starts_with(escape) {
+            out.push(byte);
+            at += 3;
+        } else {
+            out.push(path[at]);
+            at += 1;
+        }
+    }
+    out
+}
+
+/// [SEM-PATH-15]
+fn without_parameters(segment: &[u8]) -> &[u8] {
+    if segment.starts_with(b"..;") {
+        b".."
+    } else if segment.starts_with(b".;") {
+        b"."
+    } else {
+        segment
+    }
+}
+
+/// [SEM-PATH-16]
+fn unescaped(path: &[u8]) -> Option<Vec<u8>> {
+    let mut out: Vec<u8> = Vec::new();
+    let mut stray: Option<usize> = None;
+    let mut at = 0;
+    while at < path.len() {
+        let byte = path[at];
+        let two = path.get(at + 1..at + 3).filter(|two| two.iter().all(u8::is_ascii_hexdigit));
+        at += 1;
+        match (byte, two) {
+            (b'%', Some(two)) => {
+                let digits = std::str::from_utf8(two).ok()?;
+                let meant = u8::from_str_radix(digits, 16).ok()?;
+                at += 2;
+                if meant == 0 {
+                    return None;
+                }
+                if !(meant.is_ascii_alphanumeric() || b"-._~".contains(&meant)) {
+                    out.push(b'%');
+                    out.extend_from_slice(two);
+                    continue;
+                }
+                out.push(meant);
+                // Would two hex digits stand behind a percent sign that had none?
+                let Some(percent) = stray else { continue };
+                let behind = [&out[percent + 1..], path.get(at..=at).unwrap_or_default()].concat();
+                let fits = out.len() - percent <= 3;
+                if fits && behind.len() >= 2 && behind[..2].iter().all(u8::is_ascii_hexdigit) {
+                    out.splice(percent..=percent, *b"%25");
+                    stray = None;
+                }
+            }
+            (b'%', None) => {
+                stray = Some(out.len());
+                out.push(b'%');
+            }
+            (b'\\', _) => out.push(b'/'),
+            (b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' | 0x80.., _) => {
+                out.extend_from_slice(format!("%{byte:02X}").as_bytes());
+            }
+            _ => out.push(byte),
+        }
+    }
+    Some(out)
+}
+
+/// [SEM-PATH-17]
+fn without_dots(path: &[u8]) -> Vec<u8> {
+    let segments: Vec<&[u8]> = path.split(|byte| *byte == b'/').skip(1).collect();
+    let mut kept: Vec<&[u8]> = Vec::new();
+    for (at, segment) in segments.iter().enumerate() {
+        let is_last = at + 1 == segments.len();
+        match *segment {
+            b"." | b".." => {
+                if *segment == b".." {
+                    kept.pop();
+                }
+                if is_last {
+                    kept.push(b"");
+                }
+            }
+            other => kept.push(other),
+        }
+    }
+    [b"/".to_vec(), kept.join(&b'/')].concat()
+}
+
+/// [SEM-PATH-20]
+fn merged(path: &[u8]) -> Vec<u8> {
+    if !path.windows(2).any(|two| two == b"//") {
+        return path.to_vec();
+    }
+    let names: Vec<&[u8]> =
+        path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
+    let end: &[u8] = if path.ends_with(b"/") { b"/" } else { b"" };
+    [b"/", &names.join(&b'/')[..], end].concat()
 }

@@ -18,6 +18,7 @@ mod custom;
 mod decision;
 mod explain;
 mod facts;
+mod head;
 mod index;
 mod matcher;
 mod normalize;
@@ -41,6 +42,7 @@ pub use decision::{
 };
 pub use explain::{Explanation, FailedCondition, PolicyExplanation, RuleExplanation};
 pub use facts::{HttpFacts, PeerIdentity, PeerNames, RequestFacts};
+pub use head::{HeadError, check_head};
 pub use normalize::{NormalizeError, NormalizedPath, PathNormalization};
 pub use policy_set::PolicySet;
 pub use provider::{

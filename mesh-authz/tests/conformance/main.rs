@@ -3,7 +3,6 @@
 //! `MESH_AUTHZ_VECTORS=DIR cargo test --release -p mesh-authz --test conformance -- --nocapture`
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
     clippy::indexing_slicing,
     clippy::string_slice,
     clippy::arithmetic_side_effects,
@@ -26,13 +25,13 @@ use mesh_identity::manifest::{Kind, Manifest, Problems};
 use mesh_identity::{MeshSettings, TrustDomain, TrustDomainPattern, Workload};
 
 use proxy::{Proof, Received, ask, receive};
-use vector::{Expect, Matched, Request, ShadowOf, Vector, bytes, read_all};
+use vector::{Expect, Logged, Matched, Request, ShadowOf, Vector, bytes, read_all};
 
 /// Why a line is left aside: the rule that says so, and what it says.
 type Aside = (&'static str, &'static str);
 
-/// A refusal of Envoy's HTTP layer that the test's stand-in for it (`proxy`) does not know. Such
-/// requests are the HTTP server's to refuse, before this crate sees them.
+/// A refusal of Envoy's HTTP layer that [`mesh_authz::check_head`] does not repeat. Such requests
+/// are the HTTP server's to refuse, before this crate sees them.
 const HTTP_LAYER: Aside = ("SEM-EVAL-01", "the HTTP server refuses it in its own way");
 
 /// What the set asks of the mesh that the library has no way to say.
@@ -309,9 +308,16 @@ fn observed_differences(request: &Request, scope: &Scope, expect: &Expect) -> Ve
     let observed = &expect.observed;
     let path = received.path.as_deref().and_then(|raw| scope.normalize(raw).ok());
     let path = path.as_ref().map(NormalizedPath::as_bytes);
-    let theirs = observed.path.as_ref().map(|path| path.as_deref().map(bytes));
+    let theirs = match &observed.path {
+        Logged::Absent => None,
+        Logged::Nothing => Some(None),
+        Logged::Text(text) => Some(Some(bytes(text))),
+    };
     if theirs.is_some_and(|theirs| path != theirs.as_deref()) {
-        found.push(format!("path: ours {path:?}, Envoy's {:?}", observed.path));
+        let (ours, theirs) = (path.map(<[u8]>::escape_ascii), &observed.path);
+        let ours = ours.map_or("none".to_owned(), |ours| ours.to_string());
+        let theirs = if let Logged::Text(theirs) = theirs { theirs } else { "none" };
+        found.push(format!("path: ours {ours}, Envoy's {theirs}"));
     }
     let peer = Proof::of(&request.peer);
     let client =
@@ -375,7 +381,7 @@ fn decisions_equal_envoys() {
 fn istio_mode(vectors: &[Vector], unreadable: &[String]) -> usize {
     let mut groups: BTreeMap<&str, Count> = BTreeMap::new();
     let mut aside: BTreeMap<Aside, usize> = BTreeMap::new();
-    let mut played: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut by_head: BTreeMap<&str, usize> = BTreeMap::new();
     let mut stricter_loads: BTreeMap<String, usize> = BTreeMap::new();
     let mut set: Option<Set> = None;
     for vector in vectors {
@@ -405,7 +411,7 @@ fn istio_mode(vectors: &[Vector], unreadable: &[String]) -> usize {
                 *aside.entry(HTTP_LAYER).or_default() += 1;
                 continue;
             }
-            *played.entry(reason).or_default() += 1;
+            *by_head.entry(reason).or_default() += 1;
         }
         let mut found = differences(&ours, &vector.expect);
         found.extend(observed_differences(&vector.request, &scope, &vector.expect));
@@ -424,8 +430,8 @@ fn istio_mode(vectors: &[Vector], unreadable: &[String]) -> usize {
     for ((rule, why), lines) in &aside {
         println!("documented: {lines} lines [{rule}]: {why}");
     }
-    for (reason, lines) in &played {
-        println!("refused by the HTTP layer that this test plays: {lines} lines, {reason}");
+    for (reason, lines) in &by_head {
+        println!("refused by check_head as by Envoy's HTTP layer: {lines} lines, {reason}");
     }
     for line in unreadable {
         println!("unreadable: {line}");

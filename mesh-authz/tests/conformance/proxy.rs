@@ -4,7 +4,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use mesh_identity::{Claims, VerifiedPeer, VerifiedToken};
 
-use mesh_authz::{PeerIdentity, PeerNames};
+use mesh_authz::{PeerIdentity, PeerNames, check_head};
 
 use crate::vector::{Mock, Peer, Request, bytes};
 
@@ -21,65 +21,6 @@ pub(crate) struct Received {
     /// What the other rules see: without the header of the verified token.
     pub(crate) later_headers: HeaderMap,
     pub(crate) token: Option<VerifiedToken>,
-}
-
-/// The methods that Envoy's HTTP/1.1 parser knows ([SEM-AUTHZ-58]); HTTP/2 takes any token.
-const METHODS: [&str; 34] = [
-    "ACL",
-    "BIND",
-    "CHECKOUT",
-    "CONNECT",
-    "COPY",
-    "DELETE",
-    "GET",
-    "HEAD",
-    "LINK",
-    "LOCK",
-    "M-SEARCH",
-    "MERGE",
-    "MKACTIVITY",
-    "MKCALENDAR",
-    "MKCOL",
-    "MOVE",
-    "NOTIFY",
-    "OPTIONS",
-    "PATCH",
-    "POST",
-    "PROPFIND",
-    "PROPPATCH",
-    "PURGE",
-    "PUT",
-    "REBIND",
-    "REPORT",
-    "SEARCH",
-    "SOURCE",
-    "SUBSCRIBE",
-    "TRACE",
-    "UNBIND",
-    "UNLINK",
-    "UNLOCK",
-    "UNSUBSCRIBE",
-];
-
-/// What Envoy's HTTP layer refuses before anything else looks at the request: the table of the
-/// specification's section 6.5, methods ([SEM-AUTHZ-58]) and authorities ([SEM-AUTHZ-61]).
-fn is_refused_by_codec(
-    request: &Request,
-    (authority, has_authority): (&str, bool),
-    path: Option<&str>,
-) -> bool {
-    let is_http2 = request.http_version == "2";
-    let in_authority = |c: char| c.is_ascii_alphanumeric() || "!$%&'()*+,-.:;=@[]_~".contains(c);
-    // An empty Host line gets past HTTP/1.1; no line at all does not.
-    let is_missing = if is_http2 { authority.is_empty() } else { !has_authority };
-    let is_odd_authority =
-        is_missing || !authority.chars().all(in_authority) || (is_http2 && authority.contains('@'));
-    let Some(path) = path else { return is_odd_authority };
-    let is_odd_method = !is_http2 && !METHODS.contains(&request.method.as_str());
-    let is_odd_byte = |c: char| c <= ' ' || c == '\u{7f}' || (!is_http2 && !c.is_ascii());
-    // A `*` gets past the codec with OPTIONS, and no further: it is no path ([SEM-AUTHZ-70] has it
-    // otherwise, and the recorded answers are the judge).
-    is_odd_authority || is_odd_method || !path.starts_with('/') || path.chars().any(is_odd_byte)
 }
 
 impl Received {
@@ -128,9 +69,10 @@ pub(crate) fn receive(request: &Request) -> Option<Received> {
         rest[..end].clone_into(&mut authority);
         path = Some(if rest[end..].is_empty() { "/" } else { &rest[end..] });
     }
-    if is_refused_by_codec(request, (&authority, has_authority), path) {
-        return None;
-    }
+    let named = has_authority.then_some(authority.as_str());
+    let target = path.map(bytes);
+    let version = if is_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    check_head(version, &request.method, named, target.as_deref()).ok()?;
     proxy_headers(&mut headers, request)?;
     let is_filled = |name| headers.get_all(name).iter().any(|line| !line.is_empty());
     let is_preflight = request.method == "OPTIONS"
@@ -152,9 +94,9 @@ pub(crate) fn receive(request: &Request) -> Option<Received> {
     Some(Received {
         method: request.method.clone(),
         authority,
-        path: path.map(bytes),
+        path: target,
         scheme,
-        version: if is_http2 { Version::HTTP_2 } else { Version::HTTP_11 },
+        version,
         headers,
         later_headers,
         token,
@@ -304,9 +246,8 @@ fn rfc2253(value: &str) -> String {
             || (at == 0 && matches!(c, '#' | ' '))
             || (at == last && c == ' ');
         if c.is_ascii_control() || !c.is_ascii() {
-            for byte in c.to_string().bytes() {
-                escaped.push_str(&format!("\\{byte:02X}"));
-            }
+            let bytes = c.to_string().into_bytes();
+            escaped.extend(bytes.iter().map(|byte| format!("\\{byte:02X}")));
             continue;
         }
         if is_special {

@@ -161,9 +161,8 @@ pub(crate) struct ShadowOf {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Observed {
-    /// Null for a request without path, absent where nothing was logged.
-    #[serde(deserialize_with = "given")]
-    pub(crate) path: Option<Option<String>>,
+    /// Null for a request without path.
+    pub(crate) path: Logged,
     remote_ip: Option<String>,
     pub(crate) authority: Option<String>,
     pub(crate) jwt_payload: Option<Map<String, Value>>,
@@ -177,8 +176,20 @@ impl Observed {
     }
 }
 
-fn given<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D::Error> {
-    Option::deserialize(from).map(Some)
+/// A field of the log: null and absent differ.
+#[derive(Default, Deserialize)]
+#[serde(from = "Option<String>")]
+pub(crate) enum Logged {
+    #[default]
+    Absent,
+    Nothing,
+    Text(String),
+}
+
+impl From<Option<String>> for Logged {
+    fn from(text: Option<String>) -> Self {
+        text.map_or(Self::Nothing, Self::Text)
+    }
 }
 
 /// `matched_policy`: null and absent differ.

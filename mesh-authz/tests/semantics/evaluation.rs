@@ -383,7 +383,7 @@ fn an_explanation_names_the_nearest_miss_and_holds_no_secret() {
         spiffe://cluster.local/ns/foo/sa/sleep\n  \
         rule 1: 2 of 4 hold; to[0].operation.methods wants POST, the request has GET\n\
         DENY foo/bad\n  \
-        rule 0: 0 of 1 hold; when[0].values wants bad, the request has no such header";
+        rule 0: 0 of 1 hold; when[0].values (request.headers[x-role]) wants bad, the request has no such header";
     assert_eq!(text, want);
     let machine = serde_json::to_string(&explanation).unwrap();
     assert!(!machine.contains("secret-of-mine"), "[SEC-AUTHZ-12]");

@@ -523,3 +523,32 @@ fn sem_authz_75_filter_metadata_is_absent_unless_given() {
     assert!(!holds(when(key, json!(["v"])), &get("/")));
     assert!(holds(when_not(key, json!(["v"])), &tcp()));
 }
+
+/// The index finds a rule by the name of its header or claim where hardly two rules share one.
+#[test]
+fn sec_authz_1_rules_with_a_header_or_claim_of_their_own_are_found() {
+    let rules: Vec<Value> = (0..40)
+        .map(|at| {
+            let key = if at % 2 == 0 {
+                format!("request.headers[x-own-{at}]")
+            } else {
+                format!("request.auth.claims[own-{at}][deep]")
+            };
+            json!({"when": [{"key": key, "values": ["v"]}, {"key": "source.ip",
+                "notValues": ["9.9.9.9"]}]})
+        })
+        .collect();
+    let matched = |ask: &Ask| {
+        let decision = Site::istio().decide(&[policy("ALLOW", json!(rules))], ask).unwrap();
+        decision.rule().map(mesh_authz::RuleRef::index)
+    };
+    assert_eq!(matched(&get("/")), None);
+    for at in (0..40).step_by(2) {
+        let name = format!("X-Own-{at}");
+        assert_eq!(matched(&get("/").header(&name, "v")), Some(at));
+        assert_eq!(matched(&get("/").header(&name, "w").header(&name, "v")), Some(at));
+        assert_eq!(matched(&get("/").header(&name, "w")), None);
+        let claims = json!({format!("own-{}", at + 1): {"deep": ["w", "v"]}});
+        assert_eq!(matched(&get("/").token(claims)), Some(at + 1));
+    }
+}

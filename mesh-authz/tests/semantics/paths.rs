@@ -106,3 +106,33 @@ fn sec_authz_5_refusals_name_what_is_wrong() {
     assert_eq!(refuse(b""), NormalizeError::NotAbsolute);
     assert_eq!(refuse(b"/a\tb"), NormalizeError::ControlByte { at: 2 });
 }
+
+/// The table of section 6.5, methods and authorities.
+#[test]
+fn sem_authz_58_61_heads_that_envoy_refuses_before_policies() {
+    use mesh_authz::HeadError::{Authority, Method, NoAuthority, Target};
+    let (one, two) = (http::Version::HTTP_11, http::Version::HTTP_2);
+    for (version, method, authority, target, want) in [
+        (one, "GET", Some("a.example"), Some("/"), Ok(())),
+        (one, "get", Some("a"), Some("/"), Err(Method)),
+        (one, "FOO", Some("a"), Some("/"), Err(Method)),
+        (two, "get", Some("a"), Some("/"), Ok(())),
+        (one, "GET", None, Some("/"), Err(NoAuthority)),
+        (one, "GET", Some(""), Some("/"), Ok(())),
+        (two, "GET", Some(""), Some("/"), Err(NoAuthority)),
+        (one, "GET", Some("u@a,b:80"), Some("/"), Ok(())),
+        (two, "GET", Some("u@a"), Some("/"), Err(Authority)),
+        (one, "GET", Some("a b"), Some("/"), Err(Authority)),
+        (one, "GET", Some("a/b"), Some("/"), Err(Authority)),
+        (one, "OPTIONS", Some("a"), Some("*"), Err(Target)),
+        (one, "GET", Some("a"), Some("admin"), Err(Target)),
+        (one, "GET", Some("a"), Some(""), Err(Target)),
+        (one, "GET", Some("a"), Some("/a\tb"), Err(Target)),
+        (one, "GET", Some("a"), Some("/\u{e9}"), Err(Target)),
+        (two, "GET", Some("a"), Some("/\u{e9}"), Ok(())),
+        (one, "CONNECT", Some("a:443"), None, Ok(())),
+    ] {
+        let got = mesh_authz::check_head(version, method, authority, target.map(str::as_bytes));
+        assert_eq!(got, want, "{version:?} {method} {authority:?} {target:?}");
+    }
+}

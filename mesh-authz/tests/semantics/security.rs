@@ -76,6 +76,24 @@ fn sec_authz_10_rules_and_values_are_bounded() {
 }
 
 #[test]
+fn sec_authz_10_documents_are_bounded_and_texts_may_have_many() {
+    let document = |filler: usize| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: p, namespace: foo}}\nspec: {{}}\n#{}\n",
+            "x".repeat(filler)
+        )
+    };
+    let read = |text: &str| mesh_identity::manifest::read(text, "p.yaml", "foo");
+    let many = vec![document(600_000); 3].join("---\n");
+    assert_eq!(read(&many).unwrap().resources.len(), 3);
+    let problems = read(&document(1_100_000).replace('#', "x: ")).unwrap_err();
+    assert!(problems.to_string().contains("at most 1048576"), "{problems}");
+    let json = format!("{{\"apiVersion\": \"v1\", \"kind\": \"{}\"}}", "x".repeat(1_100_000));
+    assert!(read(&json).unwrap_err().to_string().contains("at most 1048576"));
+}
+
+#[test]
 fn sec_authz_12_explanations_escape_and_hide() {
     let policies = [policy(
         "ALLOW",

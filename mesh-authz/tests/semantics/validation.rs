@@ -5,6 +5,11 @@ use serde_json::{Value, json};
 use crate::check::{Site, from, get, named, policy, read, tcp, to, when};
 
 /// The path of the first problem.
+/// Every problem in words.
+fn told(policy: &Value) -> String {
+    read(policy).unwrap_err().to_string()
+}
+
 fn refused(policy: &Value) -> String {
     read(policy).unwrap_err().list()[0].path.clone()
 }
@@ -235,4 +240,58 @@ fn sem_strict_13_impossible_request_principals_are_warned_of() {
             .warnings()
             .is_empty()
     );
+}
+
+#[test]
+fn sem_sel_06_references_win_over_a_selector_where_both_arrive() {
+    let both = |refs: &str| {
+        named(
+            "p",
+            "foo",
+            json!({"action": "DENY", "rules": [{}],
+                "selector": {"matchLabels": {"app": "httpbin"}},
+                refs: [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "g"}]}),
+        )
+    };
+    assert!(told(&both("targetRefs")).contains("only one of"));
+    // No gateway, so a policy with references does not apply.
+    assert_eq!(Site::istio().lenient().status(&[both("targetRefs")], &get("/")), 200);
+    let starred = json!({"action": "DENY", "rules": [{}],
+        "selector": {"matchLabels": {"app": "*"}}});
+    assert_eq!(Site::istio().lenient().status(&[named("p", "foo", starred)], &get("/")), 200);
+}
+
+#[test]
+fn sem_val_30_conditions_without_key_or_with_a_bare_one() {
+    let lenient = |rules: Value| {
+        let both = ["ALLOW", "DENY"].map(|action| {
+            Site::istio().lenient().status(&[policy(action, rules.clone())], &get("/"))
+        });
+        (both[0], both[1])
+    };
+    // An unknown key drops the rule, whatever the action.
+    assert_eq!(lenient(json!([{"when": [{"values": ["a"]}]}])), (403, 200));
+    // The payload as a whole is no text: a positive is false, a negative true.
+    let bare = "request.auth.claims";
+    assert_eq!(lenient(json!([{"when": [{"key": bare, "values": ["*"]}]}])), (403, 200));
+    assert_eq!(lenient(json!([{"when": [{"key": bare, "notValues": ["*"]}]}])), (200, 403));
+    for key in [bare, "experimental.envoy.filters.a[b", "request.headers[]"] {
+        let rules = json!([{"when": [{"key": key, "values": ["a"]}]}]);
+        let told = told(&allow(rules));
+        assert!(told.contains("in brackets") || told.contains("not a token"), "{told}");
+    }
+    let missing = told(&allow(json!([{"when": [{"values": ["a"]}]}])));
+    assert!(missing.contains("field key is missing"), "{missing}");
+}
+
+#[test]
+fn sem_ext_04_a_custom_policy_without_provider_refuses_what_it_matches() {
+    let custom = named("c", "foo", json!({"action": "CUSTOM", "rules": [{}]}));
+    assert!(told(&custom).contains("CUSTOM needs provider.name"));
+    let site = Site::istio().lenient();
+    let set = site.compile(std::slice::from_ref(&custom), mesh_authz::Transport::Http);
+    let step = site.with_facts(&get("/"), |facts| set.custom(facts).next()).unwrap();
+    let Some(mesh_authz::CustomStep::Refuse(decision)) = step else { panic!("{step:?}") };
+    let id = "istio-ext-authz--ns[foo]-policy[c]-rule[0]-deny-due-to-bad-CUSTOM-action";
+    assert_eq!(decision.rule_id(), Some(id));
 }

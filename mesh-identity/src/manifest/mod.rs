@@ -23,8 +23,12 @@ use reader::Sink;
 /// The API group of Istio's security resources ([SEM-RES-01]).
 const GROUP: &str = "security.istio.io";
 
-/// Longest text that is read at all, in bytes; a ConfigMap holds 1 MiB.
+/// Longest text that is read at all, in bytes.
 pub const MAX_TEXT_LEN: usize = 16 * 1024 * 1024;
+
+/// Longest document, in bytes of JSON or characters of YAML: what a ConfigMap holds
+/// ([SEC-AUTHZ-10]). A text may have many.
+pub const MAX_DOCUMENT_LEN: usize = 1024 * 1024;
 
 /// The kinds of the group that Istio serves.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -157,7 +161,11 @@ fn documents(text: &str) -> Result<Vec<Node>, SyntaxError> {
     let trimmed = text.trim_start_matches('\u{feff}').trim_start();
     let documents = if trimmed.starts_with('{') {
         // A YAML flow map begins alike, so what is no JSON may still be YAML.
-        json::parse(text).map(|node| vec![node]).or_else(|error| yaml_or(text, error))?
+        let read = json::parse(text).map(|node| vec![node]);
+        if read.is_ok() && text.len() > MAX_DOCUMENT_LEN {
+            return fail(format!("a document has at most {MAX_DOCUMENT_LEN} bytes; split it"));
+        }
+        read.or_else(|error| yaml_or(text, error))?
     } else {
         yaml_or(text, SyntaxError { place: None, message: "not valid JSON".to_owned() })?
     };

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use granit_parser::{Event, Marker, Options, Parser, ScalarStyle, StructureStyle};
 
+use super::MAX_DOCUMENT_LEN;
 use super::node::{Entry, MAX_DEPTH, MAX_NODES, Node, Place, SyntaxError, Value};
 
 /// A list or map whose end has not been read yet.
@@ -26,6 +27,7 @@ enum Content {
 pub(super) fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
     let mut options = Options::default();
     options.flow_nesting_limit = MAX_DEPTH;
+    let mut begin = 0;
     let mut builder = Builder { lines: text.lines().collect(), ..Builder::default() };
     for event in Parser::new_from_str_with_options(text, options) {
         let (event, span) = event.map_err(|error| {
@@ -35,6 +37,13 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
                 message: format!("not valid YAML: {}", error.info()),
             })
         })?;
+        if matches!(event, Event::DocumentStart(..)) {
+            begin = span.start.index();
+        }
+        if span.end.index().saturating_sub(begin) > MAX_DOCUMENT_LEN {
+            let message = format!("a document has at most {MAX_DOCUMENT_LEN} characters; split it");
+            return refuse(place(span.start), &message);
+        }
         builder.event(event, place(span.start))?;
     }
     Ok(builder.documents)
