@@ -5,10 +5,13 @@
     clippy::arithmetic_side_effects,
     clippy::disallowed_methods,
     clippy::expect_used,
+    clippy::unreachable,
     clippy::unwrap_used,
     reason = "a test fails by panicking, and measures"
 )]
 
 mod client;
 mod end;
+mod hostile;
+mod rotation;
 mod support;

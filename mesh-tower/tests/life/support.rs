@@ -194,7 +194,7 @@ pub(crate) async fn hold_plain(address: SocketAddr) -> HeldWithEnd {
     hold(hyper_util::rt::TokioIo::new(stream), 1).await
 }
 
-async fn hold<T>(stream: T, version: u8) -> HeldWithEnd
+pub(crate) async fn hold<T>(stream: T, version: u8) -> HeldWithEnd
 where
     T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
