@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod floods;
 mod handshake;
 mod mint;
 mod own;

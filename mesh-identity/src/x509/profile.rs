@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::der_parser::asn1_rs::{Any, Class};
 use x509_parser::extensions::{GeneralName, ParsedExtension, X509Extension};
+use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::FromDer;
 
 use super::error::SvidError;
@@ -120,6 +122,9 @@ impl CertificateProfile {
             public_key: certificate.public_key().raw.to_vec(),
         };
         for extension in certificate.extensions() {
+            if extension.oid == OID_X509_EXT_SUBJECT_ALT_NAME {
+                check_name_encoding(extension.value)?;
+            }
             profile.read(extension.parsed_extension(), extension.critical)?;
         }
         // [SEC-ID-2] No second SAN extension, and no second of any other.
@@ -263,6 +268,23 @@ impl CertificateProfile {
         }
         Ok(())
     }
+}
+
+/// Text, addresses and object identifiers in a SAN are primitive in DER, the other names are not.
+/// x509-parser takes a name by its number alone and would see a URI where rustls-webpki sees none.
+fn check_name_encoding(san: &[u8]) -> Result<(), SvidError> {
+    let malformed = |_detail| SvidError::Malformed;
+    let (_, list) = Any::from_der(san).map_err(malformed)?;
+    let mut names = list.data;
+    while !names.is_empty() {
+        let (rest, name) = Any::from_der(names).map_err(|_detail| SvidError::Malformed)?;
+        let primitive = matches!(name.tag().0, 1 | 2 | 6 | 7 | 8);
+        if name.class() != Class::ContextSpecific || name.header.constructed() == primitive {
+            return Err(SvidError::Malformed);
+        }
+        names = rest;
+    }
+    Ok(())
 }
 
 fn validity(certificate: &X509Certificate<'_>) -> Result<Validity, SvidError> {

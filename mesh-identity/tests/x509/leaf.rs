@@ -71,6 +71,12 @@ fn sec_id_2_names_are_counted_on_the_der() {
     check("undecodable", raw(vec![san(&[(URI, b"\xff")])]), &Err(SvidError::Malformed));
     let beside = vec![san(&[(DNS, b"\xff\xfe"), (URI, id)])];
     check("undecodable other name", raw(beside), &Ok(()));
+    // x509-parser would read a URI where webpki sees none: found by fuzzing.
+    for names in
+        [&[(0x20 | URI, id)][..], &[(URI, id), (0x20 | URI, id)], &[(0x20 | DNS, id), (URI, id)]]
+    {
+        check("constructed name", raw(vec![san(names)]), &Err(SvidError::Malformed));
+    }
     let garbage = extension(&[2, 5, 29, 17], true, [tlv(0x30, &tlv(0x86, id)), vec![0]].concat());
     // x509-parser lets this pass, so webpki's reading is not superfluous.
     let refused = SvidError::Certificate(webpki::Error::BadDer);
