@@ -57,6 +57,8 @@ pub use rego::RegoStage;
 pub use server::Limits;
 pub use service::MeshService;
 pub use snapshot::OwnIdentityError;
+#[cfg(feature = "ca")]
+pub use source::AuthoritySource;
 pub use source::{
     AddressPolicy, FetchError, FetchFuture, FileError, HttpKeyFetcher, Identity,
     IdentityFileSource, IdentityFiles, IdentityFuture, IdentitySource, IdentityUpdate, KeyFetcher,

@@ -1,6 +1,8 @@
 //! Sources: fetch bytes, hand them to a core parser, publish a snapshot.
 
 mod address;
+#[cfg(feature = "ca")]
+mod authority;
 mod files;
 mod http;
 mod identity;
@@ -9,6 +11,8 @@ mod keys;
 mod workload_api;
 
 pub use address::AddressPolicy;
+#[cfg(feature = "ca")]
+pub use authority::AuthoritySource;
 pub(crate) use files::keep_policies;
 pub use files::{FileError, IdentityFileSource, IdentityFiles};
 pub use http::HttpKeyFetcher;

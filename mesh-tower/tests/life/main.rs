@@ -13,5 +13,6 @@
 mod client;
 mod end;
 mod hostile;
+mod revoked;
 mod rotation;
 mod support;

@@ -1,0 +1,129 @@
+//! Revocation reaches connections that are open.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_ca::Authority;
+use mesh_tower::identity::{BundleSet, CrlSet, TrustBundle, X509Authority, X509Svid};
+use mesh_tower::{Clock as _, SystemClock};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use time::OffsetDateTime;
+
+use crate::support::{
+    STRICT, SetClock, authority, client_mesh, connect, connector, drained, gone, hold_both,
+    policies, serve, svid, trust,
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// An authority that publishes revocation lists; mesh-ca's certificates are too short-lived for it.
+struct Revoking {
+    authority: X509Authority,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Revoking {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "revoking");
+        params.subject_alt_names = vec![SanType::URI("spiffe://cluster.local".try_into().unwrap())];
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        let authority = X509Authority::from_der(certificate).unwrap();
+        Self { authority, issuer: Issuer::new(params, key) }
+    }
+
+    fn client(&self, serial: u64) -> Arc<X509Svid> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.serial_number = Some(serial.into());
+        let id = "spiffe://cluster.local/ns/shop/sa/client";
+        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let key = KeyPair::generate().unwrap();
+        let chain = vec![params.signed_by(&key, &self.issuer).unwrap().der().clone()];
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        Arc::new(X509Svid::from_der(chain, &key).unwrap())
+    }
+
+    /// The bundle with a list, the number of which is also how many serials from 1 are revoked.
+    fn bundle(&self, server: &Authority, revoked: u64) -> Arc<BundleSet> {
+        let now = i64::try_from(SystemClock.now().as_secs()).unwrap();
+        let time = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap();
+        let params = CertificateRevocationListParams {
+            this_update: time(now - 60),
+            next_update: time(now + 3600),
+            crl_number: (revoked + 1).into(),
+            issuing_distribution_point: None,
+            revoked_certs: (1..=revoked)
+                .map(|serial| RevokedCertParams {
+                    serial_number: serial.into(),
+                    revocation_time: time(now - 30),
+                    reason_code: None,
+                    invalidity_date: None,
+                })
+                .collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer).unwrap();
+        let mut bundle = TrustBundle::new("cluster.local".parse().unwrap())
+            .with_authority(self.authority.clone())
+            .with_crls(CrlSet::from_der([list.der()]).unwrap());
+        for authority in server.bundle().x509_authorities() {
+            bundle = bundle.with_authority(authority.clone());
+        }
+        Arc::new(BundleSet::from_bundles([bundle]).unwrap())
+    }
+}
+
+/// [SEC-ID-14], [SEC-TLS-13] A certificate that a new list names loses its connections and streams
+/// within 5 s; others of the authority keep theirs, and an older list is not taken back.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_13_a_revoked_certificate_loses_its_connections() {
+    let (own, revoking, clock) = (authority(), Revoking::new(), SetClock::default());
+    let server = serve(&own, &clock, policies(&[STRICT]), |_| {}).await;
+    let leaf = svid(&own, "server", HOUR);
+    server.mesh.set_identity(leaf.clone(), revoking.bundle(&own, 0)).unwrap();
+    let as_client = |serial| {
+        let mesh = client_mesh(revoking.client(serial), trust(&[&own]), &SetClock::default());
+        connector(&mesh, &server)
+    };
+    let (out, stays) = (as_client(1), as_client(2));
+    let idle = hold_both(&out).await;
+    let mut bodies = Vec::new();
+    for (mut held, end) in hold_both(&out).await {
+        bodies.push((tokio::spawn(drained(held.get("/stream").await.unwrap())), held, end));
+    }
+    let stay = hold_both(&stays).await;
+    server.mesh.set_identity(leaf.clone(), revoking.bundle(&own, 1)).unwrap();
+    let begun = Instant::now();
+    for (mut held, end) in idle {
+        let status = held.status("/").await;
+        assert!(matches!(status, Some(403) | None), "{}: {status:?}", held.version());
+        gone(end).await;
+    }
+    for (body, _held, end) in bodies {
+        body.await.unwrap();
+        gone(end).await;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    for (mut held, _end) in stay {
+        assert_eq!(held.status("/").await, Some(200), "{}", held.version());
+    }
+    // In TLS 1.3 the client has finished before it hears of it.
+    if connect(&out).await.is_ok() {
+        let [(mut one, _), _] = hold_both(&out).await;
+        assert_eq!(one.status("/").await, None, "a revoked client got in");
+    }
+    let error = server.mesh.set_identity(leaf, revoking.bundle(&own, 0)).unwrap_err();
+    assert!(error.to_string().contains("older"), "{error}");
+    assert_eq!(server.mesh.identity_error(), Some(error.to_string()));
+}
