@@ -27,6 +27,8 @@ struct Facts {
     ends: Option<UnixTime>,
     /// Set when requests must no longer be served, for whatever reason.
     ended: OnceLock<End>,
+    /// What `x-forwarded-client-cert` says of the peer, made when it is first asked for.
+    forwarded: OnceLock<Option<String>>,
 }
 
 /// How a connection is secured.
@@ -75,8 +77,16 @@ impl ConnectionInfo {
         };
         let (peer_address, local_address) = (plain(peer_address), plain(local_address));
         let ends = security.proof_ends(expiry_grace);
-        let ended = OnceLock::new();
-        Self { facts: Arc::new(Facts { peer_address, local_address, security, ends, ended }) }
+        Self {
+            facts: Arc::new(Facts {
+                peer_address,
+                local_address,
+                security,
+                ends,
+                ended: OnceLock::new(),
+                forwarded: OnceLock::new(),
+            }),
+        }
     }
 
     /// The verified workload on the other end; nothing on plain text.
@@ -116,7 +126,12 @@ impl ConnectionInfo {
         &self.facts.security
     }
 
-    /// The socket address of the peer.
+    pub(crate) fn forwarded_element(&self, make: impl FnOnce() -> Option<String>) -> Option<&str> {
+        self.facts.forwarded.get_or_init(make).as_deref()
+    }
+
+    /// The address of the peer: the socket's, or what a load balancer said of it in the PROXY
+    /// protocol ([`crate::Server::proxy_protocol_from`]).
     #[must_use]
     pub fn peer_address(&self) -> SocketAddr {
         self.facts.peer_address

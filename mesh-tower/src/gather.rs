@@ -3,17 +3,14 @@
 //! What is judged here is what the inner service receives: the path is rewritten before any policy
 //! sees it, and a request that could be read in two ways is refused.
 
-use http::header::{HOST, HeaderName};
+use http::header::HOST;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Uri};
 use mesh_authz::Scope;
 
 use crate::refuse::Refusal;
-
-/// Set by proxies to say who the client is; from the network it is a claim, not a fact
-/// ([SEC-HTTP-6], [SEC-TLS-8]).
-const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+use crate::settings::HttpSettings;
 
 /// The authority a request names. Cheap to clone: both forms share their bytes.
 #[derive(Clone, Debug)]
@@ -35,8 +32,12 @@ impl Host {
 }
 
 /// Makes the request unambiguous in place: removes claimed identity, rewrites the path.
-pub(crate) fn normalize(parts: &mut Parts, scope: &Scope) -> Result<Host, Refusal> {
-    parts.headers.remove(FORWARDED_CLIENT_CERT);
+pub(crate) fn normalize(
+    parts: &mut Parts,
+    scope: &Scope,
+    settings: &HttpSettings,
+) -> Result<Host, Refusal> {
+    settings.clean(&mut parts.headers);
     let host = host(parts)?;
     check_method(&parts.method)?;
     normalize_path(parts, scope)?;
@@ -88,7 +89,9 @@ fn normalize_path(parts: &mut Parts, scope: &Scope) -> Result<(), Refusal> {
             Err(Refusal::malformed("no path"))
         };
     };
-    if parts.method == Method::CONNECT && parts.uri.scheme().is_none() {
+    // An extended CONNECT (RFC 8441) names a resource like any other request.
+    let is_extended = parts.extensions.get::<hyper::ext::Protocol>().is_some();
+    if parts.method == Method::CONNECT && !is_extended && parts.uri.scheme().is_none() {
         return Ok(());
     }
     if sent.as_str() == "*" && parts.method == Method::OPTIONS {

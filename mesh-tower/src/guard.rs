@@ -5,27 +5,40 @@
 //! steps an external authorizer or a Rego policy may be asked. None of them reads the body, waits
 //! or allocates for a request that is allowed, beyond what it changes in it.
 
-use http::Method;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, StatusCode};
 use mesh_authn::request::{Authentication, Effects, RequestView};
 use mesh_authz::{
-    CustomProgress, CustomStep, Decision, DenyReason, HttpFacts, NormalizedPath, PeerIdentity,
-    RequestFacts, Verdict, client_address,
+    ClientAddress, CustomProgress, CustomStep, Decision, DenyReason, HttpFacts, NormalizedPath,
+    PeerIdentity, RequestFacts, Verdict, client_address,
 };
 use mesh_identity::{VerifiedPeer, VerifiedToken};
 use rustls::pki_types::UnixTime;
 
 use crate::connection::ConnectionInfo;
 use crate::gather::{self, Host};
+use crate::mesh::Mesh;
+use crate::record;
 use crate::refuse::Refusal;
+use crate::resource::{AccessDenied, Resource};
+use crate::server::Limits;
+use crate::settings::HttpSettings;
 use crate::snapshot::Snapshot;
+use crate::xfcc;
 
 /// A request that is one request; nothing of it has been judged.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrived {
     pub(crate) info: ConnectionInfo,
     pub(crate) host: Host,
+    /// Found before an authorizer may change headers.
+    pub(crate) client: ClientAddress,
 }
 
 /// A request whose token is judged, too.
@@ -34,16 +47,19 @@ pub(crate) struct Admitted {
     pub(crate) info: ConnectionInfo,
     pub(crate) host: Host,
     pub(crate) token: Option<VerifiedToken>,
+    pub(crate) client: ClientAddress,
 }
 
 /// Proof that every policy has admitted a request; handlers find it in its extensions.
 ///
 /// It is made by the layer alone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Permit {
+    mesh: Mesh,
+    snapshot: Arc<Snapshot>,
     info: ConnectionInfo,
     token: Option<VerifiedToken>,
-    generation: u64,
+    client: IpAddr,
 }
 
 impl Permit {
@@ -64,24 +80,143 @@ impl Permit {
     /// The configuration that decided.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.snapshot.generation
     }
+
+    /// The connection: addresses, TLS.
+    #[must_use]
+    pub fn connection(&self) -> &ConnectionInfo {
+        &self.info
+    }
+
+    /// The client's address, as `remoteIpBlocks` sees it: from `x-forwarded-for` where that is
+    /// trusted, else the peer's.
+    #[must_use]
+    pub fn client_address(&self) -> IpAddr {
+        self.client
+    }
+
+    /// Asks the policies that admitted this request about a resource the handler has just loaded.
+    ///
+    /// The same configuration decides as for the request, and the answer is counted and reported
+    /// like any decision. CUSTOM policies are not asked again.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessDenied`] where DENY, or no ALLOW, says so; also for a path that cannot be normalized.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use mesh_tower::{AccessDenied, Permit, Resource};
+    ///
+    /// async fn delete(permit: Permit, id: u64, owner: &str) -> Result<(), AccessDenied> {
+    ///     let path = format!("/documents/{id}");
+    ///     let document = Resource::new("DELETE", &path);
+    ///     permit.authorize(&document.with_attribute("x-owner", owner)?)
+    /// }
+    /// ```
+    pub fn authorize(&self, resource: &Resource<'_>) -> Result<(), AccessDenied> {
+        let scope = &self.snapshot.scope;
+        let path = scope.normalize(resource.path.as_bytes()).map_err(|_detail| AccessDenied)?;
+        let peer = self.info.peer().map_or(PeerIdentity::None, PeerIdentity::Svid);
+        let (source, local) = (self.info.peer_address().ip(), self.info.local_address());
+        let http = HttpFacts::new(resource.method, "", &resource.attributes)
+            .with_scheme(scheme(&self.info))
+            .with_path(&path);
+        let facts = RequestFacts::http(Some(source), Some(local), http)
+            .with_peer(peer)
+            .with_token(self.token.as_ref())
+            .with_client_address(ClientAddress::known(self.client))
+            .with_sni(self.info.tls().and_then(|tls| tls.server_name.as_deref()));
+        let decision = self.snapshot.policies.decide(&facts);
+        record::resource(&self.mesh, &self.snapshot, &self.info, resource, &decision);
+        if decision.is_allow() { Ok(()) } else { Err(AccessDenied) }
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit")
+            .field("peer", &self.peer().map(VerifiedPeer::id))
+            .field("token", &self.token.is_some())
+            .field("generation", &self.generation())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What becomes of a request that has arrived.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// The path is open: nobody is asked, and there is no permit.
+    Open,
+    /// The request is judged.
+    Judge(Arrived),
+}
+
+/// Judges a TCP connection; the reason where it is refused ([SEM-TCP-10]).
+///
+/// Nothing of the connection has been read: it is judged before anybody speaks ([SEM-STRICT-09]).
+pub(crate) fn admit_connection(
+    mesh: &Mesh,
+    snapshot: &Arc<Snapshot>,
+    info: &ConnectionInfo,
+) -> Result<Permit, String> {
+    let Some(policies) = &snapshot.tcp_policies else {
+        return Err("mesh_fault{no policies for TCP}".to_owned());
+    };
+    let source = info.peer_address().ip();
+    let facts = RequestFacts::tcp(Some(source), Some(info.local_address()))
+        .with_peer(info.peer().map_or(PeerIdentity::None, PeerIdentity::Svid))
+        .with_client_address(ClientAddress::known(source))
+        .with_sni(info.tls().and_then(|tls| tls.server_name.as_deref()));
+    match policies.custom(&facts).next() {
+        None => {}
+        Some(CustomStep::Refuse(decision)) => return Err(detail(&decision)),
+        // [SEM-STRICT-19] Nobody can be asked about a connection, so it is refused.
+        Some(CustomStep::Ask { .. }) => return Err("ext_authz_error".to_owned()),
+    }
+    let decision = policies.decide(&facts);
+    if !decision.is_allow() {
+        return Err(detail(&decision));
+    }
+    Ok(Permit {
+        mesh: mesh.clone(),
+        snapshot: Arc::clone(snapshot),
+        info: info.clone(),
+        token: None,
+        client: source,
+    })
 }
 
 /// Makes the request unambiguous; changes `parts` to what goes on.
 pub(crate) fn arrive(
     snapshot: &Snapshot,
+    settings: &HttpSettings,
+    limits: &Limits,
     parts: &mut Parts,
     now: UnixTime,
-) -> Result<Arrived, Refusal> {
+) -> Result<Arrival, Refusal> {
     let Some(info) = parts.extensions.get::<ConnectionInfo>().cloned() else {
         return Err(Refusal::fault("the mesh layer serves a connection that it did not accept"));
     };
     if let Some(end) = info.ended(now) {
         return Err(Refusal::denied(format!("connection_ended{{{end}}}")));
     }
-    let host = gather::normalize(parts, &snapshot.scope)?;
-    Ok(Arrived { info, host })
+    // hyper counts the fields of HTTP/1 only ([SEC-HTTP-15]).
+    if parts.headers.len() > limits.headers {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        return Err(Refusal::new(status, Bytes::new(), "too_many_headers".to_owned()));
+    }
+    let host = gather::normalize(parts, &snapshot.scope, settings)?;
+    xfcc::forward(&mut parts.headers, &info, snapshot.svid.id(), settings.forward_cert);
+    if settings.is_open(&parts.method, parts.uri.path()) {
+        // The headers that tokens are copied to are ours here, too.
+        scrub(snapshot, parts, now);
+        return Ok(Arrival::Open);
+    }
+    let client = client(snapshot, parts, &info);
+    Ok(Arrival::Judge(Arrived { info, host, client }))
 }
 
 /// The next thing to do for CUSTOM policies: they come first and never see claims
@@ -92,8 +227,8 @@ pub(crate) fn next_custom(
     arrived: &Arrived,
     progress: &mut CustomProgress,
 ) -> Option<CustomStep> {
-    let Arrived { info, host } = arrived;
-    with_facts(snapshot, parts, info, host, None, |facts| {
+    let Arrived { info, host, client } = arrived;
+    with_facts(parts, info, host, None, *client, |facts| {
         snapshot.policies.next_custom(facts, progress)
     })
 }
@@ -105,10 +240,10 @@ pub(crate) fn admit(
     arrived: Arrived,
     now: UnixTime,
 ) -> Result<Admitted, Refusal> {
-    let Arrived { info, host } = arrived;
+    let Arrived { info, host, client } = arrived;
     let (token, effects) = authenticate(snapshot, parts, &info, &host, now)?;
     apply(parts, &effects)?;
-    Ok(Admitted { info, host, token })
+    Ok(Admitted { info, host, token, client })
 }
 
 fn authenticate(
@@ -138,6 +273,21 @@ fn authenticate(
     }
 }
 
+/// Removes a client's copies of the headers that claims are copied to, without looking at tokens.
+fn scrub(snapshot: &Snapshot, parts: &mut Parts, now: UnixTime) {
+    let nothing = HeaderMap::new();
+    let view = RequestView {
+        method: &Method::GET,
+        scheme: "http",
+        host: "",
+        path_and_query: "/",
+        headers: &nothing,
+    };
+    if let Authentication::Anonymous(effects) = snapshot.tokens.authenticate(&view, now) {
+        effects.apply(&mut parts.headers);
+    }
+}
+
 /// Takes verified tokens out of the request and sets the output headers.
 fn apply(parts: &mut Parts, effects: &Effects) -> Result<(), Refusal> {
     effects.apply(&mut parts.headers);
@@ -152,8 +302,8 @@ fn apply(parts: &mut Parts, effects: &Effects) -> Result<(), Refusal> {
 
 /// Asks AUDIT, DENY and ALLOW.
 pub(crate) fn decide(snapshot: &Snapshot, parts: &Parts, admitted: &Admitted) -> Decision {
-    let Admitted { info, host, token } = admitted;
-    with_facts(snapshot, parts, info, host, token.as_ref(), |facts| snapshot.policies.decide(facts))
+    let Admitted { info, host, token, client } = admitted;
+    with_facts(parts, info, host, token.as_ref(), *client, |facts| snapshot.policies.decide(facts))
 }
 
 /// Envoy's response code details of a refusal; our own where a strict rule refuses.
@@ -165,32 +315,42 @@ pub(crate) fn detail(decision: &Decision) -> String {
 }
 
 /// The permit of a request that [`decide`] has allowed.
-pub(crate) fn permit(snapshot: &Snapshot, admitted: Admitted) -> Permit {
-    let Admitted { info, token, .. } = admitted;
-    Permit { info, token, generation: snapshot.generation }
+pub(crate) fn permit(mesh: &Mesh, snapshot: &Arc<Snapshot>, admitted: Admitted) -> Permit {
+    let Admitted { info, token, client, host: _ } = admitted;
+    let (mesh, snapshot) = (mesh.clone(), Arc::clone(snapshot));
+    Permit { mesh, snapshot, info, token, client: client.ip() }
+}
+
+/// The client's address behind proxies ([SEC-AUTHZ-8]).
+fn client(snapshot: &Snapshot, parts: &Parts, info: &ConnectionInfo) -> ClientAddress {
+    let peer = info.peer().map_or(PeerIdentity::None, PeerIdentity::Svid);
+    client_address(&parts.headers, info.peer_address().ip(), peer, &snapshot.forwarded)
 }
 
 /// Lends the facts of a request to `ask`; nothing is copied.
 fn with_facts<T>(
-    snapshot: &Snapshot,
     parts: &Parts,
     info: &ConnectionInfo,
     host: &Host,
     token: Option<&VerifiedToken>,
+    client: ClientAddress,
     ask: impl FnOnce(&RequestFacts<'_>) -> T,
 ) -> T {
     let (source, local) = (info.peer_address().ip(), info.local_address());
     let peer = info.peer().map_or(PeerIdentity::None, PeerIdentity::Svid);
-    // [SEM-AUTHZ-70] CONNECT has no path, whatever the URI type says.
-    let path = parts.uri.path_and_query().filter(|_| parts.method != Method::CONNECT);
+    // [SEM-AUTHZ-70] CONNECT has no path, whatever the URI type says. An extended CONNECT
+    // (RFC 8441) has one, and is judged as the GET with an upgrade that Envoy makes of it.
+    let is_extended = parts.extensions.get::<hyper::ext::Protocol>().is_some();
+    let has_path = is_extended || parts.method != Method::CONNECT;
+    let path = parts.uri.path_and_query().filter(|_| has_path);
+    let method = if is_extended { Method::GET.as_str() } else { parts.method.as_str() };
     let path = path.map(|path| NormalizedPath::assert_normalized(path.as_str().as_bytes()));
-    let mut http = HttpFacts::new(parts.method.as_str(), host.as_str(), &parts.headers)
+    let mut http = HttpFacts::new(method, host.as_str(), &parts.headers)
         .with_scheme(scheme(info))
         .with_version(parts.version);
     if let Some(path) = &path {
         http = http.with_path(path);
     }
-    let client = client_address(&parts.headers, source, peer, &snapshot.forwarded);
     let facts = RequestFacts::http(Some(source), Some(local), http)
         .with_peer(peer)
         .with_token(token)

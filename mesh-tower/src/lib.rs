@@ -10,24 +10,31 @@ mod clock;
 mod connection;
 mod custom;
 mod cut;
+mod denial;
 mod error;
 mod expiry;
 mod future;
 mod gather;
 mod guard;
+#[cfg(feature = "axum")]
+mod handlers;
 mod layer;
 mod mesh;
 mod observe;
+mod open_path;
 mod policies;
 mod record;
 mod refuse;
 #[cfg(feature = "rego")]
 mod rego;
+mod resource;
 mod server;
 mod service;
+mod settings;
 mod snapshot;
 mod source;
 mod telemetry;
+mod xfcc;
 
 pub use mesh_authn as authn;
 pub use mesh_authz as authz;
@@ -45,16 +52,25 @@ pub use custom::{
     Authorizer, CheckAnswer, CheckError, CheckFuture, CheckRequest, CheckedBody, Denial,
     ExtensionProviders, HttpAuthorizer, Provider, ProviderCounts, RequestChanges,
 };
+pub use denial::DeniedRequest;
 pub use error::Error;
 pub use future::MeshFuture;
 pub use guard::Permit;
+#[cfg(feature = "axum")]
+pub use handlers::{
+    Claims, ConnectionService, Guarded, GuardedRouter, MeshMakeService, Missing, Peer,
+};
 pub use layer::MeshLayer;
 pub use mesh::{Mesh, MeshBuilder};
 pub use observe::{AccessEntry, ConnectionEvent, DecisionEvent, Observer, TracingObserver};
+pub use open_path::{OpenPath, OpenPathError};
 pub use policies::Policies;
 #[cfg(feature = "rego")]
 pub use rego::RegoStage;
-pub use server::Limits;
+pub use resource::{AccessDenied, Resource, ResourceError};
+pub use server::{Limits, Server, TcpConnection};
+#[cfg(feature = "axum")]
+pub use server::{ListenerAddress, MeshIo, MeshListener};
 pub use service::MeshService;
 pub use snapshot::OwnIdentityError;
 #[cfg(feature = "ca")]
@@ -69,3 +85,4 @@ pub use source::{
     WorkloadApiUpdate, WorkloadEndpoint,
 };
 pub use telemetry::{RequestsTotal, Telemetry};
+pub use xfcc::ForwardClientCert;

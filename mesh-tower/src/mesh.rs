@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderName, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use mesh_authn::request::{KeySets, KeySource, KeyState, RefreshPolicy, TokenOptions};
@@ -20,21 +20,24 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tower_layer::Layer as _;
 use tower_service::Service;
 
 use crate::RequestBody;
 use crate::clock::{Clock, SystemClock};
 use crate::custom::ExtensionProviders;
+use crate::denial::{DeniedRequest, Hook};
 use crate::error::Error;
 use crate::expiry::ClockJumps;
 use crate::layer::MeshLayer;
 use crate::observe::{ConnectionEvent, Observer, TracingObserver};
+use crate::open_path::OpenPath;
 use crate::policies::Policies;
-use crate::server::{self, Limits};
+use crate::server::{Limits, Server, TcpConnection};
+use crate::settings::HttpSettings;
 use crate::snapshot::{Inputs, Snapshot};
 use crate::source::{self, Identity, IdentitySource, IdentityUpdate, KeyFetcher, Lacking};
 use crate::telemetry::Telemetry;
+use crate::xfcc::ForwardClientCert;
 
 /// Longest token by default, in bytes: half of what a request's head may hold ([SEC-JWT-12]).
 const DEFAULT_TOKEN_LEN: usize = 8 * 1024;
@@ -62,6 +65,7 @@ struct Shared {
     limits: Limits,
     observer: Arc<dyn Observer>,
     telemetry: Telemetry,
+    http: HttpSettings,
 }
 
 impl Mesh {
@@ -79,6 +83,7 @@ impl Mesh {
             limits: Limits::default(),
             observer: Arc::new(TracingObserver),
             providers: ExtensionProviders::default(),
+            http: HttpSettings::default(),
         }
     }
 
@@ -167,13 +172,41 @@ impl Mesh {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        let guarded = self.layer().layer(service);
-        let limits = Arc::new(self.limits().clone());
-        server::each_connection(listener, self.clone(), shutdown, move |accepted| {
-            let (limits, guarded) = (Arc::clone(&limits), guarded.clone());
-            async move { server::serve_http(accepted, &limits, guarded).await }
-        })
-        .await
+        self.server(listener).serve(service, shutdown).await
+    }
+
+    /// Serves a TCP protocol behind the mesh until `shutdown` resolves, then drains; see
+    /// [`Server::serve_tcp`].
+    ///
+    /// # Errors
+    ///
+    /// When the policies do not compile for TCP, or the listener has no local address.
+    pub async fn serve_tcp<F, Fut>(
+        &self,
+        listener: TcpListener,
+        handler: F,
+        shutdown: impl Future<Output = ()>,
+    ) -> io::Result<()>
+    where
+        F: Fn(TcpConnection) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.server(listener).serve_tcp(handler, shutdown).await
+    }
+
+    /// A listener with settings of its own: the PROXY protocol, a translated address.
+    pub fn server(&self, listener: TcpListener) -> Server {
+        Server::new(self.clone(), listener)
+    }
+
+    /// A listener for `axum::serve`, which serves [`Mesh::make_service`] on it.
+    ///
+    /// # Errors
+    ///
+    /// When the listener has no local address.
+    #[cfg(feature = "axum")]
+    pub fn listener(&self, listener: TcpListener) -> io::Result<crate::MeshListener> {
+        crate::MeshListener::start(self.server(listener))
     }
 
     /// Fetches the key sets that RequestAuthentications name by URL or issuer, and keeps them
@@ -279,6 +312,11 @@ impl Mesh {
         WeakMesh { shared: Arc::downgrade(&self.shared) }
     }
 
+    /// From now on, policies that do not compile for TCP are refused.
+    pub(crate) fn begin_tcp(&self) -> Result<(), Error> {
+        self.change(|inputs| inputs.tcp = true)
+    }
+
     /// Compiles the changed inputs and swaps the result in, or keeps everything as it is.
     fn change(&self, edit: impl FnOnce(&mut Inputs)) -> Result<(), Error> {
         let mut inputs = self.shared.inputs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -364,6 +402,10 @@ impl Mesh {
         &self.shared.limits
     }
 
+    pub(crate) fn http_settings(&self) -> &HttpSettings {
+        &self.shared.http
+    }
+
     pub(crate) fn observer(&self) -> &dyn Observer {
         self.shared.observer.as_ref()
     }
@@ -411,6 +453,7 @@ pub struct MeshBuilder {
     limits: Limits,
     observer: Arc<dyn Observer>,
     providers: ExtensionProviders,
+    http: HttpSettings,
 }
 
 impl MeshBuilder {
@@ -505,6 +548,58 @@ impl MeshBuilder {
         }
     }
 
+    /// What becomes of `x-forwarded-client-cert`: removed by default ([SEC-HTTP-6]).
+    pub fn forward_client_cert(mut self, mode: ForwardClientCert) -> Self {
+        self.http.forward_cert = mode;
+        self
+    }
+
+    /// Headers that only the program itself may set: a client's are removed from every request
+    /// before anything else looks at it ([SEC-HTTP-6]).
+    pub fn reserved_headers(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.http.reserved.extend(names);
+        self
+    }
+
+    /// Removes every header with an underscore in its name, for an application or a server behind
+    /// it that reads `x_role` as `x-role` ([SEC-HTTP-6]).
+    pub fn without_underscore_headers(mut self) -> Self {
+        self.http.fold_underscores = true;
+        self
+    }
+
+    /// A path that no policy guards, such as health or metrics; there are none by default.
+    pub fn open_path(mut self, path: OpenPath) -> Self {
+        self.http.open.push(path);
+        self
+    }
+
+    /// Answers refusals in the program's own way: a page, a problem document, a redirection to a
+    /// login. `None` leaves an answer as Istio sends it, and so does a response that looks like
+    /// success. gRPC refusals keep their form.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn with(builder: mesh_tower::MeshBuilder) -> mesh_tower::MeshBuilder {
+    /// builder.on_denial(|denial| {
+    ///     let problem = format!("{{\"status\":{}}}", denial.status.as_u16());
+    ///     http::Response::builder()
+    ///         .status(denial.status)
+    ///         .header("content-type", "application/problem+json")
+    ///         .body(problem.into())
+    ///         .ok()
+    /// })
+    /// # }
+    /// ```
+    pub fn on_denial<F>(mut self, answer: F) -> Self
+    where
+        F: Fn(&DeniedRequest<'_>) -> Option<Response<Bytes>> + Send + Sync + 'static,
+    {
+        self.http.denial = Hook::new(Arc::new(answer));
+        self
+    }
+
     /// Starts with an identity, the trust bundles and the policies: nothing is served before all
     /// three are there ([SEC-OPS-3]).
     ///
@@ -538,6 +633,7 @@ impl MeshBuilder {
             keys: KeySets::new(),
             lacking: Arc::clone(&lacking),
             providers: Arc::new(self.providers),
+            tcp: false,
             #[cfg(feature = "rego")]
             rego: None,
         };
@@ -556,6 +652,7 @@ impl MeshBuilder {
             limits: self.limits,
             observer: self.observer,
             telemetry: Telemetry::default(),
+            http: self.http,
         };
         Ok(Mesh { shared: Arc::new(shared) })
     }

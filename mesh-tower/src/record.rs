@@ -12,8 +12,10 @@ use rustls::pki_types::UnixTime;
 
 use crate::clock::monotonic;
 use crate::connection::{ConnectionInfo, Security};
+use crate::guard;
 use crate::mesh::Mesh;
 use crate::observe::{AccessEntry, DecisionEvent};
+use crate::resource::Resource;
 use crate::snapshot::Snapshot;
 
 /// Follows one request from its head to its answer. Without an access log it allocates nothing.
@@ -40,6 +42,10 @@ impl Record {
     /// The wall-clock time that this request is judged by.
     pub(crate) fn now(&self) -> UnixTime {
         self.now
+    }
+
+    pub(crate) fn mesh(&self) -> &Mesh {
+        &self.mesh
     }
 
     /// Reports the one decision of this request. `decision` is what the policies said, if the
@@ -87,6 +93,29 @@ impl Record {
             self.mesh.observer().answered(&entry);
         }
     }
+}
+
+/// Reports a decision about a resource that a handler asked for.
+pub(crate) fn resource(
+    mesh: &Mesh,
+    snapshot: &Snapshot,
+    info: &ConnectionInfo,
+    resource: &Resource<'_>,
+    decision: &Decision,
+) {
+    let detail = guard::detail(decision);
+    mesh.observer().decided(&DecisionEvent {
+        generation: snapshot.generation,
+        peer: info.peer().map(VerifiedPeer::id),
+        method: resource.method,
+        path: resource.path,
+        allowed: decision.is_allow(),
+        rule: decision.rule_id(),
+        detail: &detail,
+        dry_run_allow: None,
+        dry_run_deny: None,
+        audit: matches!(decision.audit, Some(Audit::Matched(_))),
+    });
 }
 
 /// Whether dry-run policies would have let the request pass.

@@ -1,9 +1,13 @@
 //! The guarded service: judge, then call the inner service or answer.
 
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::task::{self, Poll};
 
 use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
@@ -11,8 +15,9 @@ use tower_service::Service;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::custom::{Changes, Context, Custom};
+use crate::denial::DeniedRequest;
 use crate::future::MeshFuture;
-use crate::guard::{self, Admitted, Arrived};
+use crate::guard::{self, Admitted, Arrival, Arrived};
 use crate::mesh::Mesh;
 use crate::record::Record;
 use crate::refuse::{Refusal, RequestKind};
@@ -20,15 +25,18 @@ use crate::server::Limits;
 use crate::snapshot::Snapshot;
 
 /// A service behind the mesh; made by [`crate::MeshLayer`].
+///
+/// It is not `Sync`, for the reason told at [`crate::MeshLayer`].
 #[derive(Clone, Debug)]
 pub struct MeshService<S> {
     mesh: Mesh,
     inner: S,
+    not_sync: PhantomData<Cell<()>>,
 }
 
 impl<S> MeshService<S> {
     pub(crate) fn new(mesh: Mesh, inner: S) -> Self {
-        Self { mesh, inner }
+        Self { mesh, inner, not_sync: PhantomData }
     }
 }
 
@@ -55,25 +63,32 @@ where
         let mut record = Record::begin(&self.mesh, &parts);
 
         let now = record.now();
-        let arrived = match fail_closed(|| guard::arrive(&snapshot, &mut parts, now)) {
-            Ok(arrived) => arrived,
+        let (settings, limits) = (self.mesh.http_settings(), self.mesh.limits());
+        let arrival = fail_closed(|| guard::arrive(&snapshot, settings, limits, &mut parts, now));
+        let arrived = match arrival {
+            Ok(Arrival::Judge(arrived)) => arrived,
+            Ok(Arrival::Open) => {
+                record.decided(&snapshot, &parts, true, "open_path", None);
+                let request = Request::from_parts(parts, body);
+                return MeshFuture::inner(self.inner.call(request), record);
+            }
             Err(refusal) => {
                 record.decided(&snapshot, &parts, false, &refusal.detail, None);
-                return MeshFuture::refused(answer(refusal, kind, record));
+                return MeshFuture::refused(answer(refusal, kind, &parts, record));
             }
         };
         let custom = match fail_closed(|| Ok(Custom::begin(&snapshot, &parts, &arrived))) {
             Ok(custom) => custom,
             Err(refusal) => {
                 record.decided(&snapshot, &parts, false, &refusal.detail, None);
-                return MeshFuture::refused(answer(refusal, kind, record));
+                return MeshFuture::refused(answer(refusal, kind, &parts, record));
             }
         };
         if custom.is_some() || snapshot.asks_rego() {
             // A clone takes this service's place, so that the one that is ready is called.
             let inner = self.inner.clone();
             let inner = std::mem::replace(&mut self.inner, inner);
-            let limits = self.mesh.limits().clone();
+            let limits = limits.clone();
             let asked = Asked { snapshot, parts, body, arrived, record, kind, limits };
             return MeshFuture::asking(Box::pin(asked.ask(custom, inner)));
         }
@@ -82,11 +97,11 @@ where
             Ok(admitted) => admitted,
             Err(refusal) => {
                 record.decided(&snapshot, &parts, false, &refusal.detail, None);
-                return MeshFuture::refused(answer(refusal, kind, record));
+                return MeshFuture::refused(answer(refusal, kind, &parts, record));
             }
         };
         match settle(&snapshot, &mut parts, admitted, &mut record) {
-            Err(refusal) => MeshFuture::refused(answer(refusal, kind, record)),
+            Err(refusal) => MeshFuture::refused(answer(refusal, kind, &parts, record)),
             Ok(()) => MeshFuture::inner(self.inner.call(Request::from_parts(parts, body)), record),
         }
     }
@@ -94,7 +109,7 @@ where
 
 /// The last step: AUDIT, DENY, ALLOW; then the permit goes into the request.
 fn settle(
-    snapshot: &Snapshot,
+    snapshot: &Arc<Snapshot>,
     parts: &mut Parts,
     admitted: Admitted,
     record: &mut Record,
@@ -108,7 +123,7 @@ fn settle(
     };
     if decision.is_allow() {
         record.decided(snapshot, parts, true, "via_upstream", Some(&decision));
-        parts.extensions.insert(guard::permit(snapshot, admitted));
+        parts.extensions.insert(guard::permit(record.mesh(), snapshot, admitted));
         Ok(())
     } else {
         let detail = guard::detail(&decision);
@@ -120,11 +135,45 @@ fn settle(
 fn answer<R: Body<Data = Bytes>>(
     refusal: Refusal,
     kind: RequestKind,
+    parts: &Parts,
     record: Record,
 ) -> Response<ResponseBody<R>> {
-    let response = refusal.response(kind);
+    let response =
+        own_answer(&refusal, kind, parts, record.mesh()).unwrap_or_else(|| refusal.response(kind));
     record.answered(&response);
     response
+}
+
+/// The program's own answer, if it gives one. gRPC clients understand only gRPC's form.
+fn own_answer<R>(
+    refusal: &Refusal,
+    kind: RequestKind,
+    parts: &Parts,
+    mesh: &Mesh,
+) -> Option<Response<ResponseBody<R>>> {
+    let hook = &mesh.http_settings().denial;
+    if !hook.is_some() || kind == RequestKind::Grpc {
+        return None;
+    }
+    let denial = DeniedRequest {
+        status: refusal.status,
+        method: &parts.method,
+        path: parts.uri.path(),
+        headers: &parts.headers,
+    };
+    // A panic in the program's code leaves Istio's answer.
+    let answered = catch_unwind(AssertUnwindSafe(|| hook.answer(&denial))).ok().flatten()?;
+    let (mut head, mut body) = answered.into_parts();
+    for (name, value) in &refusal.headers {
+        if !head.headers.contains_key(name) {
+            head.headers.append(name.clone(), value.clone());
+        }
+    }
+    head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    if kind == (RequestKind::Http { head: true }) {
+        body.clear();
+    }
+    Some(Response::from_parts(head, ResponseBody::refusal(body)))
 }
 
 /// [SEC-HTTP-17] A panic while judging is a denial, never a lost connection or an allow.
@@ -135,7 +184,7 @@ fn fail_closed<T>(judge: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refus
 
 /// A request on its way through external authorizers and the Rego stage.
 struct Asked<B> {
-    snapshot: std::sync::Arc<Snapshot>,
+    snapshot: Arc<Snapshot>,
     parts: Parts,
     body: RequestBody<B>,
     arrived: Arrived,
@@ -160,12 +209,12 @@ impl<B: Body<Data = Bytes> + Unpin> Asked<B> {
             Err(refusal) => {
                 let detail = refusal.detail.clone();
                 self.record.decided(&self.snapshot, &self.parts, false, &detail, None);
-                return Ok(answer(refusal, self.kind, self.record));
+                return Ok(answer(refusal, self.kind, &self.parts, self.record));
             }
         };
         let Self { snapshot, mut parts, body, mut record, kind, .. } = self;
         if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &mut record) {
-            return Ok(answer(refusal, kind, record));
+            return Ok(answer(refusal, kind, &parts, record));
         }
         let response = inner.call(Request::from_parts(parts, body)).await?;
         let mut response = response.map(ResponseBody::inner);

@@ -35,6 +35,8 @@ pub(crate) struct Inputs {
     pub(crate) keys: KeySets,
     pub(crate) lacking: Arc<Lacking>,
     pub(crate) providers: Arc<ExtensionProviders>,
+    /// Whether a TCP service is served, for which policies must compile too.
+    pub(crate) tcp: bool,
     #[cfg(feature = "rego")]
     pub(crate) rego: Option<Arc<crate::RegoStage>>,
 }
@@ -58,6 +60,8 @@ pub(crate) struct Snapshot {
     pub(crate) lacking: Arc<Lacking>,
     pub(crate) policies: PolicySet,
     pub(crate) providers: Arc<ExtensionProviders>,
+    /// The same policies for TCP ([SEM-TCP-01]), where a TCP service is served.
+    pub(crate) tcp_policies: Option<PolicySet>,
     #[cfg(feature = "rego")]
     pub(crate) rego: Option<Arc<crate::RegoStage>>,
 }
@@ -94,6 +98,10 @@ impl Snapshot {
             )?,
             lacking: Arc::clone(&inputs.lacking),
             policies: PolicySet::compile(&policies.authorization, &scope, Transport::Http)?,
+            tcp_policies: inputs
+                .tcp
+                .then(|| PolicySet::compile(&policies.authorization, &scope, Transport::Tcp))
+                .transpose()?,
             scope,
             providers: Arc::clone(&inputs.providers),
             #[cfg(feature = "rego")]
@@ -113,11 +121,16 @@ impl Snapshot {
     }
 
     /// Whether requests wait for a Rego policy.
+    #[cfg(feature = "rego")]
     pub(crate) fn asks_rego(&self) -> bool {
-        #[cfg(feature = "rego")]
-        return self.rego.is_some();
-        #[cfg(not(feature = "rego"))]
-        return false;
+        self.rego.is_some()
+    }
+
+    /// Whether requests wait for a Rego policy: there is none.
+    #[cfg(not(feature = "rego"))]
+    #[expect(clippy::unused_self, reason = "the same method as with the feature")]
+    pub(crate) fn asks_rego(&self) -> bool {
+        false
     }
 
     /// Whether the chain of a server that is connected to still verifies ([SEC-TLS-13]).

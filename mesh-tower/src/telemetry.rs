@@ -22,6 +22,22 @@ pub struct Telemetry {
     decision_nanos: AtomicU64,
     refused_connections: AtomicU64,
     refused_configurations: AtomicU64,
+    tcp_opened: AtomicU64,
+    tcp_closed: AtomicU64,
+    tcp_received: AtomicU64,
+    tcp_sent: AtomicU64,
+}
+
+/// A TCP connection that was counted when it was opened.
+pub(crate) struct TcpCount<'t>(&'t Telemetry);
+
+impl TcpCount<'_> {
+    /// Counts the end of the connection: bytes received and sent.
+    pub(crate) fn closed(self, (received, sent): (u64, u64)) {
+        self.0.tcp_closed.fetch_add(1, Ordering::Relaxed);
+        self.0.tcp_received.fetch_add(received, Ordering::Relaxed);
+        self.0.tcp_sent.fetch_add(sent, Ordering::Relaxed);
+    }
 }
 
 /// One counter of Istio's `istio_requests_total`.
@@ -48,6 +64,10 @@ impl Default for Telemetry {
             decision_nanos: AtomicU64::new(0),
             refused_connections: AtomicU64::new(0),
             refused_configurations: AtomicU64::new(0),
+            tcp_opened: AtomicU64::new(0),
+            tcp_closed: AtomicU64::new(0),
+            tcp_received: AtomicU64::new(0),
+            tcp_sent: AtomicU64::new(0),
         }
     }
 }
@@ -106,6 +126,24 @@ impl Telemetry {
     #[must_use]
     pub fn refused_configurations(&self) -> u64 {
         self.refused_configurations.load(Ordering::Relaxed)
+    }
+
+    /// TCP connections opened and closed: `istio_tcp_connections_opened_total` and `_closed_total`.
+    #[must_use]
+    pub fn tcp_connections(&self) -> (u64, u64) {
+        (self.tcp_opened.load(Ordering::Relaxed), self.tcp_closed.load(Ordering::Relaxed))
+    }
+
+    /// Bytes that closed TCP connections received and sent: `istio_tcp_received_bytes_total` and
+    /// `istio_tcp_sent_bytes_total`.
+    #[must_use]
+    pub fn tcp_bytes(&self) -> (u64, u64) {
+        (self.tcp_received.load(Ordering::Relaxed), self.tcp_sent.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn tcp_opened(&self) -> TcpCount<'_> {
+        self.tcp_opened.fetch_add(1, Ordering::Relaxed);
+        TcpCount(self)
     }
 
     pub(crate) fn count_response(&self, status: StatusCode, security: &Security) {

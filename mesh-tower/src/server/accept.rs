@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_authn::peer::{MtlsMode, PeerError};
@@ -13,6 +14,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::handshakes::Handshakes;
 use super::life::Life;
+use super::proxy_protocol::{Source, read_header};
+use super::server::Options;
 use super::stream::ServerStream;
 use crate::connection::{ConnectionInfo, Security, TlsFacts};
 use crate::cut::Cuttable;
@@ -38,6 +41,7 @@ pub(crate) struct Accepted {
 pub(crate) struct Acceptor {
     mesh: Mesh,
     handshakes: Handshakes,
+    options: Arc<Options>,
     stopped: watch::Receiver<bool>,
 }
 
@@ -88,15 +92,15 @@ impl AcceptError {
 
 impl Acceptor {
     /// `stopped` resolves when the server stops; every connection holds a clone until it is gone.
-    pub(super) fn new(mesh: Mesh, stopped: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(mesh: Mesh, options: Options, stopped: watch::Receiver<bool>) -> Self {
         let handshakes = Handshakes::new(mesh.limits().handshakes);
-        Self { mesh, handshakes, stopped }
+        Self { mesh, handshakes, options: Arc::new(options), stopped }
     }
 
     /// Takes a socket to the end of its handshake, within the deadline ([SEC-TLS-14]).
     pub(crate) async fn accept(
         &self,
-        stream: TcpStream,
+        mut stream: TcpStream,
         peer: SocketAddr,
         local: SocketAddr,
     ) -> Result<Accepted, AcceptError> {
@@ -104,7 +108,12 @@ impl Acceptor {
         let mut place = self.handshakes.begin();
         let mut stopped = self.stopped.clone();
         let snapshot = self.mesh.snapshot();
-        let handshake = shake_hands(stream, (peer, local), &snapshot, &self.mesh);
+        // What policies call the port is the workload's, wherever the network has moved it.
+        let local = self.options.destination.unwrap_or(local);
+        let handshake = async {
+            let peer = self.client(&mut stream, peer).await?;
+            shake_hands(stream, (peer, local), &snapshot, &self.mesh).await
+        };
         let (stream, info) = tokio::select! {
             done = timeout(self.mesh.limits().handshake, handshake) => {
                 done.unwrap_or(Err(AcceptError::Deadline))?
@@ -116,6 +125,21 @@ impl Acceptor {
         let stopped = self.stopped.clone();
         let life = Life::new(&self.mesh, &snapshot, info.clone(), cutter, stopped);
         Ok(Accepted { stream, info, life })
+    }
+
+    /// The peer, or whom a listed load balancer names in its PROXY header.
+    async fn client(
+        &self,
+        stream: &mut TcpStream,
+        peer: SocketAddr,
+    ) -> Result<SocketAddr, AcceptError> {
+        if !self.options.proxies.contain(peer) {
+            return Ok(peer);
+        }
+        match read_header(stream).await.map_err(AcceptError::Io)? {
+            Source::Client(client) => Ok(client),
+            Source::Balancer => Ok(peer),
+        }
     }
 }
 

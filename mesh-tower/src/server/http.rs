@@ -46,7 +46,7 @@ where
     };
     let Ok(Ok((version, stream))) = sniffed else { return };
     let io = TokioIo::new(stream);
-    let service = WithConnection { service, info: info.clone() };
+    let service = WithConnection { service, info: Some(info.clone()) };
     let service = TowerToHyperService::new(service);
     let served = match version {
         _ if !is_as_agreed(&info, version) => {
@@ -105,11 +105,11 @@ async fn until_over<C: Future<Output = hyper::Result<()>>>(
     timeout(end.drain(limits), connection).await.unwrap_or(Ok(()))
 }
 
-/// Puts the connection's facts into every request.
+/// Puts the connection's facts into every request; without any, the layer refuses them all.
 #[derive(Clone, Debug)]
-struct WithConnection<S> {
-    service: S,
-    info: ConnectionInfo,
+pub(crate) struct WithConnection<S> {
+    pub(crate) service: S,
+    pub(crate) info: Option<ConnectionInfo>,
 }
 
 impl<S: Service<Request<B>>, B> Service<Request<B>> for WithConnection<S> {
@@ -122,7 +122,9 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for WithConnection<S> {
     }
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
-        request.extensions_mut().insert(self.info.clone());
+        if let Some(info) = &self.info {
+            request.extensions_mut().insert(info.clone());
+        }
         self.service.call(request)
     }
 }

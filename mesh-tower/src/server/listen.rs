@@ -4,11 +4,10 @@ use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::accept::{Accepted, Acceptor};
-use crate::mesh::Mesh;
+use super::server::Server;
 
 /// How long the loop rests after an accept error such as "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -21,8 +20,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// `Life::over` says that it must end, or moves it elsewhere and leaves its life to
 /// `Life::watch`.
 pub(crate) async fn each_connection<H, F>(
-    listener: TcpListener,
-    mesh: Mesh,
+    Server { mesh, listener, options }: Server,
     shutdown: impl Future<Output = ()>,
     handle: H,
 ) -> io::Result<()>
@@ -32,7 +30,7 @@ where
 {
     let local = listener.local_addr()?;
     let (stop, stopped) = watch::channel(false);
-    let acceptor = Acceptor::new(mesh.clone(), stopped);
+    let acceptor = Acceptor::new(mesh.clone(), options, stopped);
     let mut shutdown = pin!(shutdown);
     loop {
         let accepted = tokio::select! {

@@ -1,7 +1,7 @@
 //! The server side: accept, sniff, shake hands, speak HTTP, and end connections in time.
 //!
-//! [`each_connection`] turns a listener into [`accept::Accepted`] connections. What is done with one is its
-//! handler's: [`serve_http`] drives it itself; whoever moves the stream elsewhere leaves its
+//! [`listen::each_connection`] turns a listener into [`accept::Accepted`] connections. What is done with one is its
+//! handler's: [`http::serve_http`] drives it itself; whoever moves the stream elsewhere leaves its
 //! life to [`life::Life::watch`], which cuts the stream when its time is over.
 
 mod accept;
@@ -10,10 +10,20 @@ mod http;
 mod life;
 mod limits;
 mod listen;
+#[cfg(feature = "axum")]
+mod listener;
+mod proxy_protocol;
 mod rewind;
+#[expect(clippy::module_inception, reason = "the one type that users meet has this name")]
+mod server;
 mod stream;
+mod tcp;
 
-pub(crate) use http::serve_http;
+#[cfg(feature = "axum")]
+pub(crate) use http::WithConnection;
 pub(crate) use life::End;
 pub use limits::Limits;
-pub(crate) use listen::each_connection;
+#[cfg(feature = "axum")]
+pub use listener::{ListenerAddress, MeshIo, MeshListener};
+pub use server::Server;
+pub use tcp::TcpConnection;
