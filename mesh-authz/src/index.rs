@@ -74,7 +74,7 @@ impl TextIndex {
     }
 
     /// Calls `f` with the ids of each key that the text has.
-    pub(crate) fn candidates(&self, text: &[u8], f: &mut impl FnMut(&[u32])) {
+    pub(crate) fn candidates<'s>(&'s self, text: &[u8], f: &mut impl FnMut(&'s [u32])) {
         if !self.exact.is_empty()
             && let Some(ids) = self.exact.get(text)
         {

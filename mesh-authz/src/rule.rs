@@ -181,13 +181,14 @@ impl Stage {
         let mut best = usize::MAX;
         let mut seen = Seen::default();
         self.index.candidates(view, self.mood.semantics, &mut |ids| {
+            let is_first = seen.begin(ids);
             for id in ids {
                 let at = usize::try_from(*id).unwrap_or(usize::MAX);
                 if best <= at {
                     return;
                 }
                 let Some(rule) = self.rules.get(at) else { return };
-                if seen.is_new(at) && self.matches(rule, view) {
+                if (is_first || seen.is_new(at)) && self.matches(rule, view) {
                     best = at;
                     return;
                 }
@@ -208,16 +209,28 @@ impl Stage {
 }
 
 /// The rules that a decision has looked at already, because several of their keys are true of the
-/// request. The first few are not remembered: looking again is cheaper.
+/// request. Remembering begins with the second list, and when there are more than a few: looking
+/// again is cheaper.
 #[derive(Default)]
-struct Seen {
+struct Seen<'s> {
+    first: Option<&'s [u32]>,
     looked: usize,
     bits: Option<[u64; MAX_RULES.div_ceil(64)]>,
 }
 
-impl Seen {
+impl<'s> Seen<'s> {
     /// How many rules are looked at before remembering begins.
     const FREE: usize = 64;
+
+    /// Whether this is the first list, in which every rule is new.
+    fn begin(&mut self, ids: &'s [u32]) -> bool {
+        let is_first = self.first.is_none();
+        if is_first {
+            self.first = Some(ids);
+            self.looked = ids.len();
+        }
+        is_first
+    }
 
     #[inline]
     fn is_new(&mut self, at: usize) -> bool {
@@ -229,14 +242,29 @@ impl Seen {
     fn is_unmarked(&mut self, at: usize) -> bool {
         let bits = match &mut self.bits {
             Some(bits) => bits,
-            none => none.insert([0; MAX_RULES.div_ceil(64)]),
+            none => none.insert(marked(self.first.unwrap_or_default())),
         };
-        let Some(word) = bits.get_mut(at / 64) else { return true };
-        let bit = 1 << (at % 64);
-        let is_new = *word & bit == 0;
-        *word |= bit;
-        is_new
+        mark(bits, at)
     }
+}
+
+#[inline(never)]
+fn marked(ids: &[u32]) -> [u64; MAX_RULES.div_ceil(64)] {
+    let mut bits = [0; MAX_RULES.div_ceil(64)];
+    for id in ids {
+        mark(&mut bits, usize::try_from(*id).unwrap_or(usize::MAX));
+    }
+    bits
+}
+
+/// Whether the bit was not set before.
+#[inline]
+fn mark(bits: &mut [u64], at: usize) -> bool {
+    let Some(word) = bits.get_mut(at / 64) else { return true };
+    let bit = 1 << (at % 64);
+    let is_new = *word & bit == 0;
+    *word |= bit;
+    is_new
 }
 
 /// Rules by what they discriminate on: each by the one condition that fewest others share.
@@ -312,7 +340,12 @@ impl RuleIndex {
     }
 
     /// Calls `f` with sorted lists that, with `always`, hold every rule that can match.
-    fn candidates(&self, view: &View<'_>, semantics: Semantics, f: &mut impl FnMut(&[u32])) {
+    fn candidates<'s>(
+        &'s self,
+        view: &View<'_>,
+        semantics: Semantics,
+        f: &mut impl FnMut(&'s [u32]),
+    ) {
         for Anchored { anchor, index, all } in &self.anchored {
             let coverage = anchor.texts(view, semantics, &mut |text| index.candidates(text, f));
             if coverage == Coverage::Unknown {

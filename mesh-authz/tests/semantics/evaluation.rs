@@ -5,7 +5,7 @@ use mesh_authz::{
 };
 use serde_json::{Value, json};
 
-use crate::check::{Site, from, get, istio, named, policy, strict, tcp, to, when};
+use crate::check::{Ask, Site, from, get, istio, named, policy, strict, tcp, to, when};
 
 fn dry_run(mut policy: Value) -> Value {
     policy["metadata"]["annotations"] = json!({"istio.io/dry-run": "true"});
@@ -393,4 +393,55 @@ fn an_explanation_names_the_nearest_miss_and_holds_no_secret() {
 fn sem_tcp_10_strict_agrees_on_plain_l4_rules() {
     let allow = [policy("ALLOW", to(json!({"ports": ["8080"]})))];
     assert_eq!((strict(&allow, &tcp()), strict(&allow, &tcp().port(1))), (200, 403));
+}
+
+/// What a person reads at 3 a.m. `cargo test -p mesh-authz --test semantics denials -- --nocapture`
+#[test]
+fn realistic_denials_are_explained() {
+    let shop = |name: &str, spec: Value| named(name, "foo", spec);
+    let orders = shop(
+        "orders",
+        json!({"rules": [
+            {"from": [{"source": {"principals": ["cluster.local/ns/web/sa/front"]}}],
+             "to": [{"operation": {"methods": ["GET"], "paths": ["/orders", "/orders/{*}"]}},
+                    {"operation": {"methods": ["POST"], "paths": ["/orders"]}}],
+             "when": [{"key": "request.headers[x-tenant]", "values": ["blue", "green"]}]},
+            {"from": [{"source": {"namespaces": ["ops"]}}]},
+        ]}),
+    );
+    let token = shop(
+        "token-required",
+        json!({"action": "DENY", "rules": [
+            {"from": [{"source": {"notRequestPrincipals": ["https://idp.example/*"]}}],
+             "to": [{"operation": {"notPaths": ["/healthz"]}}]}]}),
+    );
+    let admins = shop(
+        "admins",
+        json!({"rules": [{"to": [{"operation": {"paths": ["/admin*"], "hosts": ["shop.example"]}}],
+            "when": [{"key": "request.auth.claims[groups]", "values": ["admin"]},
+                     {"key": "remote.ip", "values": ["10.0.0.0/8"]}]}]}),
+    );
+    let front = || get("/orders/17").peer("spiffe://cluster.local/ns/web/sa/front");
+    let claims = json!({"iss": "https://idp.example", "sub": "u1", "groups": ["dev"]});
+    let site = Site::istio();
+    let explain = |policies: &[Value], ask: &Ask| {
+        let set = site.compile(policies, Transport::Http);
+        let text = site.with_facts(ask, |facts| set.explain(facts).to_string()).unwrap();
+        println!("{text}\n");
+        text
+    };
+    // The tenant is missing.
+    let text = explain(std::slice::from_ref(&orders), &front());
+    let nearest = "nearest miss: ns[foo]-policy[orders]-rule[0] (3 of 4 hold; when[0].values \
+        (request.headers[x-tenant]) wants blue or green, the request has no such header)";
+    assert!(text.contains(nearest), "{text}");
+    // The token is missing.
+    let text = explain(&[orders, token], &front().header("x-tenant", "blue"));
+    assert!(text.starts_with("DENY by ns[foo]-policy[token-required]-rule[0]"), "{text}");
+    // The right token from the wrong place.
+    let ask = get("/admin/users").host("shop.example").token(claims).client("192.168.7.7");
+    let text = explain(&[admins], &ask);
+    let nearest = "2 of 4 hold; when[0].values (request.auth.claims[groups]) wants admin, the \
+        request has another value";
+    assert!(text.contains(nearest), "{text}");
 }
