@@ -14,6 +14,7 @@ mod leaf;
 mod load;
 mod mint;
 mod revocation;
+mod table;
 mod third_party;
 #[cfg(feature = "workload-api")]
 mod workload_api;
