@@ -1,5 +1,6 @@
 //! Read-only token claims, with the lookup rules that Istio's policies use.
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// The claims of a token: a JSON object.
@@ -62,21 +63,54 @@ impl Claims {
         self.text("sub")
     }
 
-    /// The view that policies see: each named top-level string that has a character other than the
-    /// space becomes the list of its pieces, split at spaces only ([SEM-JWT-61]).
-    #[must_use]
-    pub fn split_at_spaces<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Self {
-        let mut object = self.object.clone();
+    /// The claims as a type of the application's; it may borrow texts from them.
+    ///
+    /// # Errors
+    ///
+    /// [`ClaimsError`], when a claim is missing or of another type.
+    pub fn typed<'c, T: Deserialize<'c>>(&'c self) -> Result<T, ClaimsError> {
+        T::deserialize(&self.object).map_err(|error| ClaimsError { what: without_values(&error) })
+    }
+
+    /// The view that policies see, and what it changes: each named top-level string that has a
+    /// character other than the space becomes the list of its pieces, split at spaces only
+    /// ([SEM-JWT-61]).
+    pub(crate) fn split_at_spaces<'n>(
+        mut self,
+        names: impl IntoIterator<Item = &'n str>,
+    ) -> (Self, Vec<(String, Value)>) {
+        let mut split = Vec::new();
         for name in names {
-            if let Some(Value::String(text)) = object.get(name) {
-                let pieces = text.split(' ').filter(|piece| !piece.is_empty());
-                let pieces: Vec<Value> = pieces.map(Value::from).collect();
-                if !pieces.is_empty() {
-                    object.insert(name.to_owned(), Value::Array(pieces));
-                }
+            let Some(value) = self.object.get_mut(name) else { continue };
+            let Some(text) = value.as_str() else { continue };
+            let pieces = text.split(' ').filter(|piece| !piece.is_empty());
+            let pieces: Vec<Value> = pieces.map(Value::from).collect();
+            if !pieces.is_empty() {
+                let text = std::mem::replace(value, Value::Array(pieces));
+                split.push((name.to_owned(), text));
             }
         }
-        Self { object }
+        (self, split)
+    }
+}
+
+/// Why claims are not what the application expects of them.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("claims of the token: {what}")]
+#[non_exhaustive]
+pub struct ClaimsError {
+    /// What is missing or of another type, without the values, which are personal data.
+    what: String,
+}
+
+/// serde's messages quote values, before what they expected instead; only that and the names of
+/// missing fields are told.
+fn without_values(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("one has another type or value, expected {expected}"),
+        None if text.starts_with("missing field ") => text,
+        None => "one has a value that its type does not take".to_owned(),
     }
 }
 
@@ -94,10 +128,13 @@ mod tests {
     fn sem_jwt_61_strings_split_at_spaces_only() {
         let token = claims(&json!({"scope": "read  write", "a": "x\ty", "e": "", "s": "  ",
             "n": 5, "l": ["p q"]}));
-        let view = token.split_at_spaces(["scope", "a", "e", "s", "n", "l", "missing"]);
+        let names = ["scope", "a", "e", "s", "n", "l", "missing"];
+        let (view, split) = token.split_at_spaces(names);
         let want = json!({"scope": ["read", "write"], "a": ["x\ty"], "e": "", "s": "  ",
             "n": 5, "l": ["p q"]});
         assert_eq!(Value::Object(view.object().clone()), want);
+        let texts = [("scope", "read  write"), ("a", "x\ty")];
+        assert_eq!(split, texts.map(|(name, text)| (name.to_owned(), json!(text))));
     }
 
     #[test]
@@ -108,5 +145,30 @@ mod tests {
         assert_eq!(token.at(["l", "b"]), None);
         assert_eq!(token.at(["a", "x"]), None);
         assert_eq!(token.at([]), None);
+    }
+
+    #[test]
+    fn sec_ops_4_typed_claims_borrow_and_their_errors_hold_no_value() {
+        #[derive(Debug, Deserialize, PartialEq)]
+        struct User<'t> {
+            sub: &'t str,
+            level: u8,
+        }
+        let good = claims(&json!({"sub": "alice", "level": 3, "more": []}));
+        assert_eq!(good.typed(), Ok(User { sub: "alice", level: 3 }));
+        for (bad, want) in [
+            (json!({"level": 3}), "claims of the token: missing field `sub`"),
+            (
+                json!({"sub": "alice", "level": "secret, expected secret"}),
+                "claims of the token: one has another type or value, expected u8",
+            ),
+            (
+                json!({"sub": "alice", "level": 70_000}),
+                "claims of the token: one has another type or value, expected u8",
+            ),
+        ] {
+            let error = claims(&bad).typed::<User<'_>>().unwrap_err();
+            assert_eq!(error.to_string(), want);
+        }
     }
 }

@@ -26,7 +26,7 @@ pub use bundle::{
     BundleError, BundleSet, DEFAULT_REFRESH_HINT, JwtAuthority, MAX_BUNDLE_LEN, TrustBundle,
     X509Authority,
 };
-pub use claims::Claims;
+pub use claims::{Claims, ClaimsError};
 pub use crl::{CrlError, CrlSet, MAX_CRL_LEN, MAX_CRLS};
 pub use federation::{
     EndpointProfile, FederatedBundle, FederationEndpoint, FederationError, MAX_FETCH_TIME,

@@ -4,12 +4,14 @@
 //! mesh-tower's `tidy` test holds that.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls_pki_types::{CertificateDer, UnixTime};
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::bundle::X509Authority;
-use crate::claims::Claims;
+use crate::claims::{Claims, ClaimsError};
 use crate::spiffe_id::SpiffeId;
 
 /// The workload on the other end of a connection, its certificate and possession of the key proven.
@@ -87,10 +89,18 @@ impl fmt::Debug for VerifiedPeer {
 }
 
 /// The end user of a request, from a token whose signature, issuer, times and audience hold.
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 pub struct VerifiedToken {
-    payload: Arc<Claims>,
-    view: Arc<Claims>,
+    claims: Arc<TokenClaims>,
+}
+
+/// The claims twice where that makes a difference, which it does for `scope`.
+struct TokenClaims {
+    view: Claims,
+    /// The texts that the view has as lists.
+    split: Vec<(String, Value)>,
+    /// Made when somebody asks for it.
+    payload: OnceLock<Claims>,
 }
 
 impl VerifiedToken {
@@ -103,30 +113,71 @@ impl VerifiedToken {
         payload: Claims,
         space_delimited: impl IntoIterator<Item = &'n str>,
     ) -> Self {
-        let payload = Arc::new(payload);
-        let view = payload.split_at_spaces(space_delimited);
-        let view = if view == *payload { Arc::clone(&payload) } else { Arc::new(view) };
-        Self { payload, view }
+        let (view, split) = payload.split_at_spaces(space_delimited);
+        Self { claims: Arc::new(TokenClaims { view, split, payload: OnceLock::new() }) }
     }
 
     /// The claims as the token carried them.
     #[must_use]
     pub fn payload(&self) -> &Claims {
-        &self.payload
+        let TokenClaims { view, split, payload } = &*self.claims;
+        if split.is_empty() {
+            return view;
+        }
+        payload.get_or_init(|| {
+            let mut object = view.object().clone();
+            object.extend(split.iter().cloned());
+            Claims::new(object)
+        })
     }
 
     /// The claims as policies see them: `scope` and its like split into lists.
     #[must_use]
     pub fn view(&self) -> &Claims {
-        &self.view
+        &self.claims.view
+    }
+
+    /// The claims as a type of the application's; it may borrow texts from the token.
+    ///
+    /// They are those the token carried: `scope` is one text. The JSON was parsed when the token was
+    /// verified; no claim of it is parsed again.
+    ///
+    /// # Errors
+    ///
+    /// [`ClaimsError`], when a claim is missing or of another type.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn greet(token: &mesh_identity::VerifiedToken) -> Result<String, mesh_identity::ClaimsError> {
+    /// #[derive(serde::Deserialize)]
+    /// struct User<'t> {
+    ///     sub: &'t str,
+    ///     #[serde(default)]
+    ///     groups: Vec<&'t str>,
+    /// }
+    ///
+    /// let user: User<'_> = token.claims()?;
+    /// Ok(format!("{} of {} groups", user.sub, user.groups.len()))
+    /// # }
+    /// ```
+    pub fn claims<'t, T: Deserialize<'t>>(&'t self) -> Result<T, ClaimsError> {
+        self.payload().typed()
     }
 
     /// `iss/sub`, the name Istio gives the user, when both are non-empty strings in the view.
     #[must_use]
     pub fn principal(&self) -> Option<String> {
-        let (issuer, subject) = (self.view.issuer()?, self.view.subject()?);
+        let (issuer, subject) = (self.view().issuer()?, self.view().subject()?);
         let named = !issuer.is_empty() && !subject.is_empty();
         named.then(|| format!("{issuer}/{subject}"))
+    }
+}
+
+/// Two tokens are equal when they carried the same claims and policies see the same.
+impl PartialEq for VerifiedToken {
+    fn eq(&self, other: &Self) -> bool {
+        self.view() == other.view() && self.claims.split == other.claims.split
     }
 }
 
@@ -134,8 +185,8 @@ impl VerifiedToken {
 impl fmt::Debug for VerifiedToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VerifiedToken")
-            .field("issuer", &self.payload.issuer())
-            .field("subject", &self.payload.subject())
+            .field("issuer", &self.view().issuer())
+            .field("subject", &self.view().subject())
             .finish_non_exhaustive()
     }
 }

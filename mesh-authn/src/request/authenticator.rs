@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::HeaderName;
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, HeaderName, ORIGIN};
 use http::{HeaderValue, Method};
 use mesh_identity::{MeshSettings, VerifiedToken, Workload};
 use rustls_pki_types::UnixTime;
@@ -195,6 +195,12 @@ impl RequestAuthenticator {
         &self.wanted
     }
 
+    /// How many tokens the cache holds, at most [`super::MAX_CACHED_TOKENS`]; for a metric.
+    #[must_use]
+    pub fn cached_tokens(&self) -> usize {
+        self.cache.len()
+    }
+
     /// The source of the key set that lacked the key a refused token names, if that is why: the
     /// set may be older than the key ([`super::KeyRefresh::missing_key`]).
     #[must_use]
@@ -303,11 +309,14 @@ fn wanted(rules: &[Rule]) -> Vec<WantedKeys> {
 /// OPTIONS with `origin` and `access-control-request-method`, both not empty. Envoy joins lines of
 /// either with commas, so two empty ones are not empty.
 fn is_preflight(request: &RequestView<'_>) -> bool {
-    let given = |name: &str| {
+    if request.method != Method::OPTIONS {
+        return false;
+    }
+    let given = |name: HeaderName| {
         let mut lines = request.headers.get_all(name).into_iter();
         lines.next().is_some_and(|first| !first.is_empty() || lines.next().is_some())
     };
-    request.method == Method::OPTIONS && given("origin") && given("access-control-request-method")
+    given(ORIGIN) && given(ACCESS_CONTROL_REQUEST_METHOD)
 }
 
 /// Collects what cannot be compiled.

@@ -1,5 +1,7 @@
 //! Base64url as Envoy reads it, with a note of everything that is not canonical.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::alphabet::URL_SAFE;
 use base64::engine::DecodePaddingMode;
@@ -14,6 +16,18 @@ const LOOSE: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true)
         .with_decode_padding_mode(DecodePaddingMode::RequireNone),
 );
+
+/// As [`decode`], into a buffer where it is large enough.
+pub(super) fn decode_in<'b>(
+    buffer: &'b mut [u8],
+    text: &[u8],
+    findings: &mut Vec<Tolerance>,
+) -> Option<Cow<'b, [u8]>> {
+    match URL_SAFE_NO_PAD.decode_slice(text, buffer) {
+        Ok(len) => buffer.get(..len).map(Cow::Borrowed),
+        Err(_) => decode(text, findings).map(Cow::Owned),
+    }
+}
 
 /// Decodes what Envoy decodes; what a strict reader would refuse goes into `findings`
 /// ([SEM-JWT-16]).

@@ -15,6 +15,9 @@ use super::authenticator::Accepted;
 /// Most memory that cached tokens may use, in bytes, by an estimate that errs high.
 pub const MAX_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
+/// Most tokens that are cached at once, by rule: each weighs more than 1 KiB.
+pub const MAX_CACHED_TOKENS: u64 = MAX_CACHE_BYTES / ENTRY_COST;
+
 /// Longest time in seconds for which a signature check is believed without a new one.
 pub const MAX_CACHE_SECONDS: u64 = 300;
 
@@ -67,6 +70,10 @@ impl TokenCache {
             return None;
         }
         Some(entry.accepted)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
     }
 
     pub(super) fn insert(&self, rule: usize, token: &[u8], entry: Entry) {

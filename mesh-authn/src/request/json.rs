@@ -15,7 +15,9 @@ pub(super) const MAX_DEPTH: usize = 100;
 /// Reads a text that is exactly one JSON object, or `null`, which is an object without members to
 /// Envoy; nothing when it is anything else.
 pub(super) fn parse_object(text: &[u8]) -> Option<Map<String, Value>> {
-    let mut json = serde_json::Deserializer::from_slice(text);
+    // Once for all strings in it.
+    let text = std::str::from_utf8(text).ok()?;
+    let mut json = serde_json::Deserializer::from_str(text);
     let value = Strict { depth: MAX_DEPTH }.deserialize(&mut json).ok()?;
     json.end().ok()?;
     match value {

@@ -171,7 +171,10 @@ impl<'a> Judge<'a> {
                 failure.reason
             })
         };
-        self.seen.push(Seen { rule: index, token, verdict: verdict.clone() });
+        // A single rule asks about each token once.
+        if self.of.rules.len() > 1 {
+            self.seen.push(Seen { rule: index, token, verdict: verdict.clone() });
+        }
         verdict
     }
 

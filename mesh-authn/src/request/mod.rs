@@ -29,6 +29,7 @@ mod key_set;
 mod options;
 #[cfg(test)]
 mod p1363;
+mod provider;
 mod refresh;
 mod refusal;
 mod resource;
@@ -40,11 +41,12 @@ pub use authenticator::{
     Authentication, CompileProblem, CompileProblems, KeySets, KeySource, RequestAuthenticator,
     WantedKeys,
 };
-pub use cache::{MAX_CACHE_BYTES, MAX_CACHE_SECONDS};
+pub use cache::{MAX_CACHE_BYTES, MAX_CACHE_SECONDS, MAX_CACHED_TOKENS};
 pub use effects::Effects;
 pub use jwt_svid::{AuthorityProblem, JwtSvid, JwtSvidError, JwtSvidVerifier, UnusableAuthority};
 pub use key_set::{KeyProblem, KeySet, KeySetError, MAX_KEY_SET_LEN, MAX_KEYS, SkippedKey};
 pub use options::{MAX_TOKEN_LEN, TokenOptions, Tolerance};
+pub use provider::JSONWEBTOKEN_ON_RING;
 pub use refresh::{Fetched, KeyRefresh, KeyState, RefreshPolicy};
 pub use refusal::{Reason, Refusal, StringClaim, TimeClaim};
 pub use resource::{

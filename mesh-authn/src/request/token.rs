@@ -110,6 +110,9 @@ impl Times {
     }
 }
 
+/// Payloads up to this size are decoded on the stack: allocators are slow beyond a kibibyte.
+const PAYLOAD_BUFFER: usize = 2048;
+
 /// The three parts of a JWS in compact form ([SEM-JWT-15]).
 pub(super) struct Parts<'t> {
     pub(super) header: &'t [u8],
@@ -123,18 +126,35 @@ pub(super) struct Parts<'t> {
 
 impl<'t> Parts<'t> {
     pub(super) fn split(token: &'t [u8]) -> Option<Self> {
+        Self::split_exactly(token).or_else(|| Self::split_as_envoy(token))
+    }
+
+    /// Two dots, and something on either side of each.
+    fn split_exactly(token: &'t [u8]) -> Option<Self> {
+        let mut dots = memchr::memchr_iter(b'.', token);
+        let (first, second) = (dots.next()?, dots.next()?);
+        if dots.next().is_some() {
+            return None;
+        }
+        let header = token.get(..first)?;
+        let payload = token.get(first.checked_add(1)?..second)?;
+        let signature = token.get(second.checked_add(1)?..)?;
+        if header.is_empty() || payload.is_empty() || signature.is_empty() {
+            return None;
+        }
+        let signed = Cow::Borrowed(token.get(..second)?);
+        Some(Self { header, payload, signature, signed, exact: true })
+    }
+
+    /// Empty parts do not count.
+    fn split_as_envoy(token: &'t [u8]) -> Option<Self> {
         let mut parts = token.split(|byte| *byte == b'.').filter(|part| !part.is_empty());
         let (header, payload, signature) = (parts.next()?, parts.next()?, parts.next()?);
         if parts.next().is_some() {
             return None;
         }
-        let exact = token.split(|byte| *byte == b'.').count() == 3;
-        let signed_len = header.len().saturating_add(payload.len()).saturating_add(1);
-        let signed = match token.get(..signed_len) {
-            Some(start) if exact => Cow::Borrowed(start),
-            _ => Cow::Owned([header, b".", payload].concat()),
-        };
-        Some(Self { header, payload, signature, signed, exact })
+        let signed = Cow::Owned([header, b".", payload].concat());
+        Some(Self { header, payload, signature, signed, exact: false })
     }
 }
 
@@ -174,8 +194,9 @@ impl<'t> ParsedToken<'t> {
             findings.push(Tolerance::EmptySegments);
         }
         let Header { algorithm, kid, typ } = Header::parse(parts.header, &mut findings)?;
-        let payload =
-            base64url::decode(parts.payload, &mut findings).ok_or(Reason::PayloadBase64)?;
+        let mut buffer = [0; PAYLOAD_BUFFER];
+        let payload = base64url::decode_in(&mut buffer, parts.payload, &mut findings)
+            .ok_or(Reason::PayloadBase64)?;
         let object = json::parse_object(&payload).ok_or(Reason::PayloadJson)?;
         if payload.trim_ascii() == b"null" {
             findings.push(Tolerance::NullPayload);
