@@ -251,7 +251,7 @@ impl World {
         &self,
         flaw: Flaw,
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), BoxError> {
-        let ca_key = KeyPair::from_pem(&self.authority.export_key_pem())?;
+        let ca_key = KeyPair::from_pem(&self.ca_key_pem()?)?;
         let issuer = Issuer::from_ca_cert_pem(&self.authority.certificate_pem(), ca_key)?;
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
@@ -286,9 +286,11 @@ impl World {
     ///
     /// # Errors
     ///
-    /// Never today.
+    /// When the authority's key is not in this process's hands.
     pub fn ca_key_pem(&self) -> Result<String, BoxError> {
-        Ok(self.authority.export_key_pem().to_string())
+        let key =
+            self.authority.export_key_pem().ok_or("the authority's key cannot be exported")?;
+        Ok(key.to_string())
     }
 
     /// A fresh certificate chain and key for a service's account, as PEM.

@@ -63,6 +63,21 @@ impl CertificateRequest {
         Ok(Self { key, spki })
     }
 
+    /// Takes a bare public key (subject public key info, DER): the caller's possession of it has
+    /// been proven by other means.
+    ///
+    /// # Errors
+    ///
+    /// A key that cannot be read or is weak ([SEC-CA-2]).
+    pub fn from_public_key(spki: &[u8]) -> Result<Self, CaError> {
+        if spki.len() > MAX_LEN {
+            return Err(CaError::Csr);
+        }
+        check_public_key(spki).map_err(CaError::CsrKey)?;
+        let key = SubjectPublicKeyInfo::from_der(spki)?;
+        Ok(Self { key, spki: spki.to_vec() })
+    }
+
     pub(crate) fn key(&self) -> &SubjectPublicKeyInfo {
         &self.key
     }

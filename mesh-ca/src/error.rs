@@ -1,15 +1,25 @@
 //! Why the authority does not issue.
 
 use mesh_identity::x509::SvidError;
-use mesh_identity::{SpiffeIdError, SvidLoadError};
+use mesh_identity::{BundleError, SpiffeIdError, SvidLoadError};
+
+use crate::limits::LimitReached;
 
 /// What can go wrong. No variant tells whether an identity exists ([SEC-CA-8]) or shows a key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CaError {
+    /// A token without audience, with an empty one, or with too many.
+    #[error("a token needs between 1 and 32 audiences, none of them empty")]
+    Audience,
+
     /// The authority's certificate breaks a rule for authorities.
     #[error("authority certificate: {0}")]
     Authority(#[source] SvidError),
+
+    /// The roots that were given are not acceptable.
+    #[error("roots: {0}")]
+    Bundle(#[from] BundleError),
 
     /// The certificate request is not PKCS#10, something follows it, or it is too long.
     #[error("certificate request cannot be read")]
@@ -40,16 +50,27 @@ pub enum CaError {
     Issued(#[source] SvidError),
 
     /// The private key cannot be read, or is of a kind that is not supported.
-    #[error("private key cannot be used; expected PKCS#8 of P-256, P-384 or Ed25519")]
+    #[error(
+        "private key cannot be used; expected PKCS#8 of P-256, P-384, Ed25519 or RSA of 2048 to \
+         4096 bits (openssl pkcs8 -topk8 -nocrypt converts others)"
+    )]
     Key,
 
     /// The private key does not belong to the certificate.
     #[error("private key does not belong to the authority's certificate")]
     KeyMismatch,
 
+    /// A limit is reached; nothing was looked at ([SEC-CA-7]).
+    #[error("{0}")]
+    Limit(#[from] LimitReached),
+
     /// The issued chain and key do not make an SVID.
     #[error("issued identity: {0}")]
     Load(#[from] SvidLoadError),
+
+    /// The record of what was issued could not be written: it is not handed out ([SEC-CA-10]).
+    #[error("the issue log cannot be written: {0}")]
+    Log(#[source] std::io::Error),
 
     /// The authority's certificate allows no authority below it ([SEC-CA-4]).
     #[error("the authority's certificate allows no authority below it")]
@@ -59,9 +80,17 @@ pub enum CaError {
     #[error("expected exactly one PEM block CERTIFICATE, the authority's")]
     NotOne,
 
+    /// A rotation whose waits do not fit into the life of a key.
+    #[error("the life of a key must be twice as long as all the waits of its rotation")]
+    Overlap,
+
     /// The request's key is the authority's own ([SEC-CA-2]).
     #[error("certificate request asks for the authority's own key")]
     OwnKey,
+
+    /// The policy of this authority does not let this caller have it ([SEC-CA-8]).
+    #[error("refused by the authority's policy")]
+    Policy,
 
     /// The system has no randomness.
     #[error("the system has no randomness")]
@@ -70,6 +99,10 @@ pub enum CaError {
     /// The authority's certificate ends too soon; rotate it ([SEC-CA-5]).
     #[error("the authority's certificate ends too soon to issue; rotate it")]
     RotationDue,
+
+    /// The state could not be written: what it describes has not happened.
+    #[error("the state cannot be written: {0}")]
+    State(#[source] std::io::Error),
 
     /// A time is outside what a certificate can say.
     #[error("time cannot be encoded")]

@@ -23,19 +23,20 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
 /// The longest life of an SVID; a request for more gets this ([SEC-CA-5]).
 pub const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A leaf: one URI SAN, no subject, digitalSignature, both TLS roles, never a CA.
+/// A leaf and its serial number: one URI SAN, no subject, digitalSignature, both TLS roles, never a CA.
 pub(crate) fn leaf(
     id: &SpiffeId,
     not_before: UnixTime,
     not_after: UnixTime,
-) -> Result<CertificateParams, CaError> {
+) -> Result<(CertificateParams, Vec<u8>), CaError> {
     let mut params = common(not_before, not_after)?;
+    let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes);
     params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    Ok(params)
+    Ok((params, serial.unwrap_or_default()))
 }
 
 /// A root: the trust domain's own SPIFFE ID, keyCertSign and cRLSign.
@@ -85,6 +86,16 @@ fn serial() -> Result<SerialNumber, CaError> {
         *first = (*first & 0x7f) | 0x40;
     }
     Ok(SerialNumber::from_slice(&bytes))
+}
+
+/// `now`, less the skew allowance.
+pub(crate) fn backdated(now: UnixTime) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()).saturating_sub(BACKDATE))
+}
+
+/// A time later by so much.
+pub(crate) fn after(time: UnixTime, by: Duration) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(time.as_secs()).saturating_add(by))
 }
 
 fn encode(at: UnixTime) -> Result<OffsetDateTime, CaError> {

@@ -105,7 +105,8 @@ fn sec_ca_4_exactly_one_certificate_is_loaded() {
 fn sec_ca_9_export_and_load() {
     let first = crate::root();
     let (certificate, key) = (first.certificate_pem(), first.export_key_pem());
-    let second = Authority::from_pem(&domain(), certificate.as_bytes(), key.as_bytes()).unwrap();
+    let second =
+        Authority::from_pem(&domain(), certificate.as_bytes(), key.unwrap().as_bytes()).unwrap();
     let svid = second.issue_svid(&id(), HOUR, now()).unwrap();
     verify(svid.chain(), &first, &id(), now());
 }

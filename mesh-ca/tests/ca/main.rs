@@ -12,6 +12,7 @@ mod issue;
 mod load;
 mod openssl;
 mod requests;
+mod service;
 
 use std::time::Duration;
 

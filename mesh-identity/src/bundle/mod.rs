@@ -57,6 +57,12 @@ impl X509Authority {
         &self.inner.der
     }
 
+    /// The subject public key info, DER.
+    #[must_use]
+    pub fn public_key(&self) -> &[u8] {
+        self.inner.profile.public_key()
+    }
+
     /// When it is valid.
     #[must_use]
     pub fn validity(&self) -> Validity {

@@ -148,7 +148,8 @@ fn revocation_lists_come_through() {
     let list = list.signed_by(&rcgen::Issuer::new(params, key)).unwrap().der().clone();
     let bundles = BundleSet::from_bundles([ca.bundle("a.test")]).unwrap();
     let svids = [NamedSvid { svid: svid(&ca, ID), hint: String::new() }];
-    let sent = workload_api::encode_x509_svids(&svids, &bundles, &[list.clone()]).unwrap();
+    let sent =
+        workload_api::encode_x509_svids(&svids, &bundles, std::slice::from_ref(&list)).unwrap();
     assert_eq!(parse_x509_svids(sent).unwrap().crls, [list]);
 }
 
