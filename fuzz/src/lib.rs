@@ -8,10 +8,12 @@ mod authz;
 mod identity;
 pub mod model;
 mod policy;
+mod rego;
 
 pub use authz::{authz, judge};
 pub use identity::{bundle_json, certificate, spiffe_id};
 pub use policy::{path, policy_text};
+pub use rego::{bundle, rego_answer, rego_input};
 
 /// A target's name, which is also the name of its folder of seeds, and what it does with one.
 pub type Target = (&'static str, fn(&[u8]));
@@ -19,9 +21,12 @@ pub type Target = (&'static str, fn(&[u8]));
 /// Every target.
 pub const TARGETS: &[Target] = &[
     ("authz", authz),
+    ("bundle", bundle),
     ("bundle_json", bundle_json),
     ("certificate", certificate),
     ("path", path),
     ("policy_text", policy_text),
+    ("rego_answer", rego_answer),
+    ("rego_input", rego_input),
     ("spiffe_id", spiffe_id),
 ];

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue};
 use mesh_authz::rego::{
-    BodyView, MAX_MODULE_BYTES, MAX_NESTING, MAX_OPERATORS, MAX_RULE_CHAIN, PoolFull, RegoDecision,
-    RegoDenyReason, RegoInput, RegoLoadError, RegoOptions, RegoPolicy, RegoPool,
+    BodyView, MAX_MODULE_BYTES, MAX_NESTING, MAX_OPERATORS, MAX_RULE_CHAIN, PoolFull, RegoAnswer,
+    RegoDecision, RegoDenyReason, RegoInput, RegoLoadError, RegoOptions, RegoPolicy, RegoPool,
 };
 use serde_json::json;
 
@@ -28,7 +28,10 @@ fn get(path: &str) -> RegoInput {
 fn decide(policy: RegoPolicy, input: RegoInput) -> RegoDecision {
     let pool = RegoPool::start(1, 1).unwrap();
     let (sender, receiver) = mpsc::channel();
-    pool.submit(Arc::new(policy), input, move |decision| sender.send(decision).unwrap()).unwrap();
+    pool.submit(Arc::new(policy), input, move |_, answer| {
+        sender.send(answer.into_decision()).unwrap();
+    })
+    .unwrap();
     receiver.recv().unwrap()
 }
 
@@ -296,7 +299,9 @@ fn sec_rego_3_a_full_queue_refuses_and_late_work_is_written_off() {
     let (sender, receiver) = mpsc::channel();
     let submit = |path: &'static str| {
         let sender = sender.clone();
-        let done = move |decision: RegoDecision| sender.send((path, decision.is_allow())).unwrap();
+        let done = move |_: RegoInput, answer: RegoAnswer| {
+            sender.send((path, answer.decision().is_allow())).unwrap();
+        };
         pool.submit(Arc::clone(&policy), get(path), done)
     };
     let stuck = submit("/slow").unwrap();
@@ -325,9 +330,10 @@ fn sec_rego_3_a_full_queue_refuses_and_late_work_is_written_off() {
 fn a_worker_survives_a_panic_of_its_caller() {
     let policy = Arc::new(compile("allow := true").unwrap());
     let pool = RegoPool::start(1, 4).unwrap();
-    pool.submit(Arc::clone(&policy), get("/"), |_| panic!("the caller's own")).unwrap();
+    pool.submit(Arc::clone(&policy), get("/"), |_, _| panic!("the caller's own")).unwrap();
     let (sender, receiver) = mpsc::channel();
-    pool.submit(policy, get("/"), move |decision| sender.send(decision).unwrap()).unwrap();
+    pool.submit(policy, get("/"), move |_, answer| sender.send(answer.into_decision()).unwrap())
+        .unwrap();
     assert!(receiver.recv().unwrap().is_allow());
 }
 

@@ -98,8 +98,9 @@ impl Permit {
 
     /// Asks the policies that admitted this request about a resource the handler has just loaded.
     ///
-    /// The same configuration decides as for the request, and the answer is counted and reported
-    /// like any decision. CUSTOM policies are not asked again.
+    /// The same configuration decides as for the request, and the answer is reported like any
+    /// decision. A resource has no host: `hosts` is matched against the empty text. CUSTOM policies
+    /// are not asked again.
     ///
     /// # Errors
     ///

@@ -10,6 +10,8 @@ mod clock;
 mod connection;
 mod custom;
 mod cut;
+#[cfg(feature = "rego")]
+mod decision_log;
 mod denial;
 mod error;
 mod expiry;
@@ -52,6 +54,8 @@ pub use custom::{
     Authorizer, CheckAnswer, CheckError, CheckFuture, CheckRequest, CheckedBody, Denial,
     ExtensionProviders, HttpAuthorizer, Provider, ProviderCounts, RequestChanges,
 };
+#[cfg(feature = "rego")]
+pub use decision_log::{DecisionLog, DecisionLogCounts, FileSink, LogSink};
 pub use denial::DeniedRequest;
 pub use error::Error;
 pub use future::MeshFuture;

@@ -171,7 +171,7 @@ fn escape(text: &str) -> String {
 }
 
 /// RFC 3339 with seconds, as in `2026-01-31T12:00:00.000Z`.
-fn timestamp(time: UnixTime) -> String {
+pub(crate) fn timestamp(time: UnixTime) -> String {
     let days = time.as_secs() / 86_400;
     let second = time.as_secs() % 86_400;
     let (year, month, day) = civil_from_days(days);

@@ -7,22 +7,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use http_body::Body;
-use mesh_authz::rego::{BodyView, RegoDecision, RegoDenyReason, RegoInput, RegoPolicy, RegoPool};
+use mesh_authz::rego::{
+    BodyView, DecisionLogEvent, LogPolicy, RegoAnswer, RegoDecision, RegoDenyReason, RegoInput,
+    RegoPolicy, RegoPool,
+};
 use mesh_identity::VerifiedToken;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::body::RequestBody;
+use crate::clock::monotonic;
 use crate::custom::{
     Authorizer, Changes, CheckAnswer, CheckFuture, CheckRequest, CheckedBody, Context, Denial,
     RequestChanges, apply,
 };
+use crate::decision_log::{DecisionLog, Entry};
 use crate::guard::Admitted;
+use crate::observe::timestamp;
 use crate::refuse::Refusal;
 use crate::server::Limits;
 
@@ -40,12 +47,23 @@ const MAX_OVERRUNS: u32 = 8;
 ///
 /// The policy's `input` is that of OPA's Envoy plugin. Verified claims stand where Envoy's
 /// jwt_authn filter forwards them; the `authorization` header may hold a token nobody verified.
-#[derive(Debug)]
+///
+/// Cloning shares it: [`RegoStage::set_policy`] replaces the policy of all clones.
+#[derive(Clone, Debug)]
 pub struct RegoStage {
-    policy: Arc<RegoPolicy>,
+    current: Arc<ArcSwap<Loaded>>,
     pool: Arc<RegoPool>,
     max_body: Option<usize>,
     deadline: Duration,
+    log: Option<Arc<DecisionLog>>,
+}
+
+/// One policy in force, with the masks that came with it.
+#[derive(Debug)]
+struct Loaded {
+    policy: Arc<RegoPolicy>,
+    masks: Arc<LogPolicy>,
+    /// Answers in a row that came too late.
     overruns: AtomicU32,
 }
 
@@ -53,13 +71,33 @@ impl RegoStage {
     /// A policy and the threads that evaluate it; several policies may share a pool.
     #[must_use]
     pub fn new(policy: Arc<RegoPolicy>, pool: Arc<RegoPool>) -> Self {
+        let current = Loaded::new(policy, Arc::default());
         Self {
-            policy,
+            current: Arc::new(ArcSwap::from_pointee(current)),
             pool,
             max_body: Some(DEFAULT_MAX_BODY),
             deadline: DEFAULT_DEADLINE,
-            overruns: AtomicU32::new(0),
+            log: None,
         }
+    }
+
+    /// Replaces the policy and the masks of the decision log; in force for the next request. What
+    /// could not be compiled is no policy, so the last good one stays until there is another.
+    pub fn set_policy(&self, policy: Arc<RegoPolicy>, masks: Arc<LogPolicy>) {
+        self.current.store(Arc::new(Loaded::new(policy, masks)));
+    }
+
+    /// The revision of the policy in force; empty when it came from no bundle.
+    #[must_use]
+    pub fn revision(&self) -> String {
+        self.current.load().policy.revision().to_owned()
+    }
+
+    /// Logs every decision.
+    #[must_use]
+    pub fn with_decision_log(mut self, log: Arc<DecisionLog>) -> Self {
+        self.log = Some(log);
+        self
     }
 
     /// How many bytes of the body the policy sees; nothing keeps bodies from it.
@@ -105,7 +143,7 @@ impl RegoStage {
             body: body.as_ref(),
         };
         let input = input(&request, admitted.token.as_ref());
-        match answer(self.decide(input).await) {
+        match answer(self.decide(input, &request).await) {
             CheckAnswer::Allow(asked) => apply(parts, asked, changes),
             CheckAnswer::Deny(Denial { status, headers, body, reason }) => {
                 let detail = format!("rego_denied{{{}}}", reason.unwrap_or_default());
@@ -139,32 +177,62 @@ impl RegoStage {
         }
     }
 
-    /// Evaluates on the pool and waits until the deadline.
-    async fn decide(&self, input: RegoInput) -> RegoDecision {
-        if self.overruns.load(Ordering::Relaxed) >= MAX_OVERRUNS {
-            return RegoDecision::deny(RegoDenyReason::Overrun);
+    /// Evaluates on the pool, waits until the deadline, and logs what came of it.
+    async fn decide(&self, input: RegoInput, request: &CheckRequest<'_>) -> RegoDecision {
+        let loaded = self.current.load_full();
+        let Some(log) = &self.log else {
+            return self.evaluate(&loaded, input).await.into_decision();
+        };
+        let begun = monotonic();
+        let answer = self.evaluate(&loaded, input.clone()).await;
+        let mut event = DecisionLogEvent::default();
+        event.path = loaded.policy.query().trim_start_matches("data.").replace('.', "/");
+        event.requested_by = request.connection().peer_address().to_string();
+        event.timestamp = timestamp(request.time());
+        event.eval_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        event.error = answer.decision().reason().filter(|why| *why != RegoDenyReason::Policy);
+        if !loaded.policy.revision().is_empty() {
+            event.bundles = vec![("bundle".to_owned(), loaded.policy.revision().to_owned())];
+        }
+        log.record(Entry {
+            event,
+            input,
+            answer: answer.clone(),
+            masks: Arc::clone(&loaded.masks),
+        });
+        answer.into_decision()
+    }
+
+    async fn evaluate(&self, loaded: &Loaded, input: RegoInput) -> RegoAnswer {
+        if loaded.overruns.load(Ordering::Relaxed) >= MAX_OVERRUNS {
+            return RegoAnswer::deny(RegoDenyReason::Overrun);
         }
         let (done, answer) = oneshot::channel();
-        let submitted = self.pool.submit(Arc::clone(&self.policy), input, move |decision| {
+        let submitted = self.pool.submit(Arc::clone(&loaded.policy), input, move |_, answer| {
             // Nobody waits any more when the deadline has passed or the client has gone.
-            drop(done.send(decision));
+            drop(done.send(answer));
         });
-        let ticket = match submitted {
-            Ok(ticket) => ticket,
-            Err(full) => return full.into(),
+        let Ok(ticket) = submitted else {
+            return RegoAnswer::deny(RegoDenyReason::Overloaded);
         };
         match timeout(self.deadline, answer).await {
-            Ok(Ok(decision)) => {
-                self.overruns.store(0, Ordering::Relaxed);
-                decision
+            Ok(Ok(answer)) => {
+                loaded.overruns.store(0, Ordering::Relaxed);
+                answer
             }
-            Ok(Err(_)) => RegoDecision::deny(RegoDenyReason::EvaluationError),
+            Ok(Err(_)) => RegoAnswer::deny(RegoDenyReason::EvaluationError),
             Err(_) => {
                 self.pool.write_off(ticket);
-                self.overruns.fetch_add(1, Ordering::Relaxed);
-                RegoDecision::deny(RegoDenyReason::Overrun)
+                loaded.overruns.fetch_add(1, Ordering::Relaxed);
+                RegoAnswer::deny(RegoDenyReason::Overrun)
             }
         }
+    }
+}
+
+impl Loaded {
+    fn new(policy: Arc<RegoPolicy>, masks: Arc<LogPolicy>) -> Self {
+        Self { policy, masks, overruns: AtomicU32::new(0) }
     }
 }
 
@@ -172,7 +240,7 @@ impl RegoStage {
 /// of bodies what the provider is to see.
 impl Authorizer for RegoStage {
     fn check<'r>(&'r self, request: CheckRequest<'r>) -> CheckFuture<'r> {
-        Box::pin(async move { Ok(answer(self.decide(input(&request, None)).await)) })
+        Box::pin(async move { Ok(answer(self.decide(input(&request, None), &request).await)) })
     }
 }
 

@@ -124,7 +124,7 @@ impl Pass {
                 Instruction::Mod { dest, left, right } => {
                     self.call("_mod", dest, &[left, right])?;
                 }
-                Instruction::HostAwait { dest, arg, id } => self.host_call(dest, arg, id)?,
+                Instruction::HostAwait { dest, arg, id } => self.host_call(at, (dest, arg, id))?,
                 Instruction::ComprehensionBegin { params_index } => {
                     let params = &self.program.instruction_data.comprehension_begin_params;
                     let params = params.get(usize::from(params_index));
@@ -219,7 +219,8 @@ impl Pass {
     }
 
     /// A host function's name is loaded by the instruction before.
-    fn host_call(&mut self, dest: u8, arg: u8, id: u8) -> Result<(), RegoLoadError> {
+    fn host_call(&mut self, at: usize, call: (u8, u8, u8)) -> Result<(), RegoLoadError> {
+        let (dest, arg, id) = call;
         let name = match self.old.last() {
             Some(Instruction::Load { dest, literal_idx }) if *dest == id => {
                 self.program.literals.get(usize::from(*literal_idx))
@@ -230,9 +231,15 @@ impl Pass {
         let name = name.ok_or_else(|| broken("a host function without a name"))?;
         match builtins::link(&name) {
             Some(Link::Packed(_)) => self.call(&name, dest, &[arg]),
+            Some(Link::PackedWithNow(_)) => {
+                let (_, now) = self.scratch(at)?;
+                self.new.push(Instruction::LoadContext { dest: now });
+                self.call(&name, dest, &[arg, now])
+            }
             Some(Link::Context) => {
-                self.new.push(Instruction::LoadContext { dest });
-                Ok(())
+                let (_, now) = self.scratch(at)?;
+                self.new.push(Instruction::LoadContext { dest: now });
+                self.call("_now", dest, &[now])
             }
             Some(Link::Native | Link::Operator) | None => Err(broken("a host function")),
         }

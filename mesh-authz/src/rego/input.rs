@@ -48,7 +48,7 @@ pub enum BodyView<'a> {
 pub struct RegoInput {
     /// Invariant: within the limits of [SEC-REGO-5].
     document: Result<Value, BadInput>,
-    /// Nanoseconds since 1970, or undefined.
+    /// Nanoseconds since 1970, or null.
     now_ns: Value,
 }
 
@@ -79,6 +79,16 @@ impl RegoInput {
         }
     }
 
+    /// A document that was built elsewhere, such as one of a decision log; the limits of
+    /// [SEC-REGO-5] hold for it too. `now` is what `time.now_ns()` says.
+    #[must_use]
+    pub fn from_json(document: &serde_json::Value, now: Option<UnixTime>) -> Self {
+        let now_ns = now.map_or(Value::Null, |now| {
+            Value::from(u128::from(now.as_secs()).saturating_mul(1_000_000_000))
+        });
+        Self { document: Budget::new().json(document), now_ns }
+    }
+
     /// Why there is no document, if there is none: the decision will be 400.
     #[must_use]
     pub fn problem(&self) -> Option<BadInput> {
@@ -101,7 +111,7 @@ impl RegoInput {
     }
 
     pub(super) fn empty() -> Self {
-        Self { document: Ok(Value::new_object()), now_ns: Value::Undefined }
+        Self { document: Ok(Value::new_object()), now_ns: Value::Null }
     }
 }
 
@@ -217,7 +227,7 @@ impl<'a> RegoInputBuilder<'a> {
 
     fn now_ns(&self) -> Value {
         const NANOS: u128 = 1_000_000_000;
-        self.time.map_or(Value::Undefined, |(seconds, nanos)| {
+        self.time.map_or(Value::Null, |(seconds, nanos)| {
             let whole = u128::from(seconds.as_secs()).saturating_mul(NANOS);
             Value::from(whole.saturating_add(u128::from(nanos)))
         })

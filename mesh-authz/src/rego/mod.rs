@@ -43,6 +43,8 @@
 //! ```
 
 mod builtins;
+#[cfg(feature = "bundles")]
+mod bundle;
 mod check;
 #[cfg(test)]
 mod cross_check;
@@ -50,19 +52,25 @@ mod decision;
 mod error;
 mod harden;
 mod input;
+mod log;
 mod parse;
 mod policy;
 mod pool;
 mod scan;
 
 pub use builtins::builtin_names;
+#[cfg(feature = "bundles")]
+pub use bundle::{Bundle, BundleError, BundleKey, BundleLimits, BundleVerification};
 pub use check::MAX_RULE_CHAIN;
 pub use decision::{RegoDecision, RegoDenyReason};
 pub use error::{RegoLoadError, RegoPlace};
 pub use input::{
     BodyView, MAX_INPUT_BYTES, MAX_INPUT_DEPTH, MAX_STRING_BYTES, RegoInput, RegoInputBuilder,
 };
+pub use log::{DEFAULT_MASKS, DecisionLogEvent, LogPolicy, Masked};
 pub use parse::BadInput;
-pub use policy::{BuiltinErrors, DEFAULT_INSTRUCTIONS, DEFAULT_QUERY, RegoOptions, RegoPolicy};
-pub use pool::{PoolFull, RegoPool, RegoTicket};
+pub use policy::{
+    BuiltinErrors, DEFAULT_INSTRUCTIONS, DEFAULT_QUERY, RegoAnswer, RegoOptions, RegoPolicy,
+};
+pub use pool::{PoolFull, RegoPool, RegoTicket, on_large_stack};
 pub use scan::{MAX_MODULE_BYTES, MAX_NESTING, MAX_OPERATORS};

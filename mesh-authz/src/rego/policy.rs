@@ -84,9 +84,30 @@ pub struct RegoPolicy {
     program: Arc<Program>,
     data: Value,
     instructions: usize,
+    query: Arc<str>,
+    revision: Arc<str>,
 }
 
 impl RegoPolicy {
+    /// Says which revision of a bundle this is.
+    #[must_use]
+    pub fn with_revision(mut self, revision: impl Into<Arc<str>>) -> Self {
+        self.revision = revision.into();
+        self
+    }
+
+    /// The bundle's revision; empty when it came from no bundle or from one without.
+    #[must_use]
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// The rule that is asked for, such as `data.envoy.authz.allow`.
+    #[must_use]
+    pub fn query(&self) -> &str {
+        &self.query
+    }
+
     /// Compiles modules, each a name and its text, and the data document that they see.
     ///
     /// It works on a thread of its own with a large stack and waits for it. Its time is bounded by
@@ -118,15 +139,37 @@ impl RegoPolicy {
     /// Call it on a thread with a large stack, such as one of a [`super::RegoPool`].
     #[must_use]
     pub fn decide(&self, input: &RegoInput) -> RegoDecision {
+        self.answer(input).into_decision()
+    }
+
+    /// The decision together with the value that it was read from, for a decision log.
+    ///
+    /// Call it on a thread with a large stack, such as one of a [`super::RegoPool`].
+    #[must_use]
+    pub fn answer(&self, input: &RegoInput) -> RegoAnswer {
         let document = match input.document() {
             Ok(document) => document.clone(),
-            Err(problem) => return RegoDecision::deny(RegoDenyReason::BadInput(*problem)),
+            Err(problem) => return RegoAnswer::deny(RegoDenyReason::BadInput(*problem)),
         };
         // regorus forbids itself to panic; should it do so all the same, that is no allow.
         match catch_unwind(AssertUnwindSafe(|| self.evaluate(document, input.now_ns()))) {
-            Ok(Ok(answer)) => RegoDecision::read(&answer),
-            Ok(Err(reason)) => RegoDecision::deny(reason),
-            Err(_panic) => RegoDecision::deny(RegoDenyReason::EvaluationError),
+            Ok(Ok(value)) => RegoAnswer { decision: RegoDecision::read(&value), value },
+            Ok(Err(reason)) => RegoAnswer::deny(reason),
+            Err(_panic) => RegoAnswer::deny(RegoDenyReason::EvaluationError),
+        }
+    }
+
+    /// The value of the query for any document, as JSON: for policies that are not asked about
+    /// requests, such as masks.
+    pub(super) fn value_of(
+        &self,
+        document: &serde_json::Value,
+    ) -> Result<Option<serde_json::Value>, RegoDenyReason> {
+        let document = Value::from(document.clone());
+        let run = || self.evaluate(document, Value::Null);
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(value) => value.map(|value| json(&value)),
+            Err(_panic) => Err(RegoDenyReason::EvaluationError),
         }
     }
 
@@ -139,6 +182,54 @@ impl RegoPolicy {
         vm.set_input(input);
         vm.execute_entry_point_by_index(0).map_err(|error| reason(&error))
     }
+}
+
+/// A decision, and the value of the query that it was read from.
+///
+/// `Debug` shows the decision's reason only: values may hold what headers held.
+#[derive(Clone)]
+pub struct RegoAnswer {
+    decision: RegoDecision,
+    /// Undefined when evaluation gave none.
+    value: Value,
+}
+
+impl RegoAnswer {
+    /// A denial without a value.
+    #[must_use]
+    pub fn deny(reason: RegoDenyReason) -> Self {
+        Self { decision: RegoDecision::deny(reason), value: Value::Undefined }
+    }
+
+    /// The decision.
+    #[must_use]
+    pub fn decision(&self) -> &RegoDecision {
+        &self.decision
+    }
+
+    /// The decision alone.
+    #[must_use]
+    pub fn into_decision(self) -> RegoDecision {
+        self.decision
+    }
+
+    /// The value of the query as JSON; nothing when there is none.
+    #[must_use]
+    pub fn result(&self) -> Option<serde_json::Value> {
+        json(&self.value)
+    }
+}
+
+impl fmt::Debug for RegoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegoAnswer")
+            .field("reason", &self.decision.reason())
+            .finish_non_exhaustive()
+    }
+}
+
+fn json(value: &Value) -> Option<serde_json::Value> {
+    if *value == Value::Undefined { None } else { serde_json::to_value(value).ok() }
 }
 
 impl fmt::Debug for RegoPolicy {
@@ -189,7 +280,7 @@ fn load(
     let host_functions: Vec<(&str, usize)> = called
         .iter()
         .filter_map(|name| match builtins::link(name)? {
-            Link::Packed(arguments) => Some((*name, arguments)),
+            Link::Packed(arguments) | Link::PackedWithNow(arguments) => Some((*name, arguments)),
             Link::Context => Some((*name, 0)),
             Link::Native | Link::Operator => None,
         })
@@ -203,7 +294,8 @@ fn load(
     program.check_rule_data_conflicts(&data).map_err(|_conflict| RegoLoadError::Data {
         message: "a value stands where the modules define a rule".to_owned(),
     })?;
-    let policy = RegoPolicy { program: Arc::new(program), data, instructions };
+    let (query, revision) = (query.into(), Arc::from(""));
+    let policy = RegoPolicy { program: Arc::new(program), data, instructions, query, revision };
     // [SEC-REGO-6] A policy that needs more for nothing would never decide anything.
     if policy.decide(&RegoInput::empty()).reason() == Some(RegoDenyReason::LimitExceeded) {
         return Err(RegoLoadError::ExceedsBudget { instructions });

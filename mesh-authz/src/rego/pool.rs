@@ -11,7 +11,7 @@ use std::thread;
 
 use super::decision::{RegoDecision, RegoDenyReason};
 use super::input::RegoInput;
-use super::policy::RegoPolicy;
+use super::policy::{RegoAnswer, RegoPolicy};
 
 /// Address space for the stack of a thread that parses or evaluates Rego ([SEC-REGO-3]). Only
 /// touched pages cost memory.
@@ -56,7 +56,7 @@ impl RegoPool {
         Ok(pool)
     }
 
-    /// Queues an evaluation; `on_done` gets the decision on the worker's thread.
+    /// Queues an evaluation; `on_done` gets the answer, and the input back, on the worker's thread.
     ///
     /// # Errors
     ///
@@ -65,7 +65,7 @@ impl RegoPool {
         &self,
         policy: Arc<RegoPolicy>,
         input: RegoInput,
-        on_done: impl FnOnce(RegoDecision) + Send + 'static,
+        on_done: impl FnOnce(RegoInput, RegoAnswer) + Send + 'static,
     ) -> Result<RegoTicket, PoolFull> {
         let mut state = self.shared.lock();
         if state.queue.len() >= state.capacity {
@@ -132,7 +132,7 @@ struct Job {
     ticket: RegoTicket,
     policy: Arc<RegoPolicy>,
     input: RegoInput,
-    on_done: Box<dyn FnOnce(RegoDecision) + Send>,
+    on_done: Box<dyn FnOnce(RegoInput, RegoAnswer) + Send>,
 }
 
 impl Shared {
@@ -156,6 +156,18 @@ impl Shared {
     }
 }
 
+/// Starts a thread with the stack that evaluation wants ([SEC-REGO-3]).
+///
+/// # Errors
+///
+/// What the system says when it has no thread to give.
+pub fn on_large_stack(
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> std::io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(run)
+}
+
 fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
     let shared = Arc::clone(shared);
     let thread = thread::Builder::new().name("rego".to_owned()).stack_size(STACK_BYTES);
@@ -164,9 +176,9 @@ fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
 
 fn work(shared: &Shared) {
     while let Some(Job { ticket, policy, input, on_done }) = shared.next() {
-        let decision = policy.decide(&input);
-        drop((policy, input));
-        let told = catch_unwind(AssertUnwindSafe(|| on_done(decision)));
+        let answer = policy.answer(&input);
+        drop(policy);
+        let told = catch_unwind(AssertUnwindSafe(|| on_done(input, answer)));
         // A panic is the submitter's own; it must not cost the pool a worker.
         drop(told);
         let mut state = shared.lock();

@@ -5,7 +5,13 @@
 
 mod handlers;
 mod headers;
-#[expect(dead_code, reason = "shared with the tests of connections' lives")]
+#[expect(
+    clippy::arithmetic_side_effects,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    dead_code,
+    reason = "shared with the tests of connections' lives"
+)]
 #[path = "../life/support.rs"]
 mod support;
 mod tcp;

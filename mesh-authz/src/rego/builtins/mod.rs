@@ -6,9 +6,11 @@
 //! pointers, so each has two, for the two meanings of a failure ([`BuiltinErrors`]).
 
 mod cost;
+pub(super) mod jwt;
 mod operators;
 mod supplied;
 mod table;
+mod time;
 
 use regorus::unstable::{BUILTINS, BuiltinFcn, Expr, Ref, Span};
 use regorus::{LimitError, Value};
@@ -74,6 +76,8 @@ pub(super) enum Link {
     Native,
     /// As a host function of so many arguments, which regorus packs into one array.
     Packed(usize),
+    /// The same, and with the time of the evaluation behind the array.
+    PackedWithNow(usize),
     /// As a value that is supplied to each evaluation.
     Context,
     /// By instructions that `harden` writes.
@@ -174,6 +178,18 @@ fn native(
 fn packed(call: fn(&[Value]) -> Result<Value, Fault>, args: &[Value]) -> Result<Value, Fault> {
     match args {
         [Value::Array(args)] => call(args.as_slice()),
+        _ => Err(Fault::Failed),
+    }
+}
+
+/// The same for a function that is told the time of the evaluation, if that is known.
+fn packed_with_now(
+    call: fn(&[Value], Option<&Value>) -> Result<Value, Fault>,
+    args: &[Value],
+) -> Result<Value, Fault> {
+    match args {
+        [Value::Array(args), Value::Null] => call(args.as_slice(), None),
+        [Value::Array(args), now] => call(args.as_slice(), Some(now)),
         _ => Err(Fault::Failed),
     }
 }

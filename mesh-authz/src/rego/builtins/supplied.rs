@@ -2,49 +2,17 @@
 
 use std::net::IpAddr;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ipnet::IpNet;
 use regorus::Value;
 
 use super::Fault;
-use crate::rego::input::{MAX_INPUT_BYTES, MAX_STRING_BYTES};
+use crate::rego::input::MAX_INPUT_BYTES;
 use crate::rego::parse::Budget;
 
 /// The longest text that is read as a number.
 const MAX_NUMBER_TEXT: usize = 64;
 
-/// `io.jwt.decode`: header, payload and signature (in hexadecimal) of a token.
-///
-/// It verifies nothing: whoever sends a request writes what it returns. Claims that are verified
-/// are in the input document.
-pub(super) fn jwt_decode(args: &[Value]) -> Result<Value, Fault> {
-    let token = text(args, 0)?;
-    if token.len() > MAX_STRING_BYTES {
-        return Err(Fault::TooLarge);
-    }
-    let mut parts = token.split('.');
-    let (Some(header), Some(payload), Some(signature), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return Err(Fault::Failed);
-    };
-    let signature = decode(signature)?;
-    let parts = [json_object(&decode(header)?)?, json_object(&decode(payload)?)?, hex(&signature)];
-    Ok(Value::from(parts.to_vec()))
-}
-
-fn decode(part: &str) -> Result<Vec<u8>, Fault> {
-    URL_SAFE_NO_PAD.decode(part.trim_end_matches('=')).map_err(|_not_base64| Fault::Failed)
-}
-
-fn json_object(bytes: &[u8]) -> Result<Value, Fault> {
-    let object: serde_json::Map<_, _> =
-        serde_json::from_slice(bytes).map_err(|_no_object| Fault::Failed)?;
-    Budget::new().json_object(&object).map_err(|_too_large| Fault::TooLarge)
-}
-
-fn hex(bytes: &[u8]) -> Value {
+pub(super) fn hex(bytes: &[u8]) -> Value {
     let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     let digits = digits.filter_map(|digit| char::from_digit(u32::from(digit), 16));
     Value::from(digits.collect::<String>())
@@ -55,6 +23,93 @@ pub(super) fn sha256(args: &[Value]) -> Result<Value, Fault> {
     let digest = ring::digest::digest(&ring::digest::SHA256, text(args, 0)?.as_bytes());
     Ok(hex(digest.as_ref()))
 }
+
+/// `crypto.sha1`: for what others have signed with it long ago.
+pub(super) fn sha1(args: &[Value]) -> Result<Value, Fault> {
+    let algorithm = &ring::digest::SHA1_FOR_LEGACY_USE_ONLY;
+    Ok(hex(ring::digest::digest(algorithm, text(args, 0)?.as_bytes()).as_ref()))
+}
+
+/// `crypto.hmac.…(text, key)`: the tag in hexadecimal.
+pub(super) fn hmac(algorithm: ring::hmac::Algorithm, args: &[Value]) -> Result<Value, Fault> {
+    let key = ring::hmac::Key::new(algorithm, text(args, 1)?.as_bytes());
+    Ok(hex(ring::hmac::sign(&key, text(args, 0)?.as_bytes()).as_ref()))
+}
+
+/// `crypto.hmac.equal`: compared without telling by the time where they differ.
+pub(super) fn hmac_equal(args: &[Value]) -> Result<Value, Fault> {
+    let (a, b) = (text(args, 0)?.as_bytes(), text(args, 1)?.as_bytes());
+    let differs = a.iter().zip(b).fold(0_u8, |differs, (a, b)| differs | (a ^ b));
+    Ok(Value::Bool(a.len() == b.len() && differs == 0))
+}
+
+/// `net.cidr_contains_matches(cidrs, cidrs_or_addresses)`: the pairs of keys of which the first's
+/// net contains the second.
+pub(super) fn cidr_contains_matches(args: &[Value]) -> Result<Value, Fault> {
+    let (Some(nets), Some(inner)) = (args.first(), args.get(1)) else { return Err(Fault::Failed) };
+    let (nets, inner) = (cidr_list(nets, cidr)?, cidr_list(inner, net_or_address)?);
+    if nets.len().saturating_mul(inner.len()) > MAX_PAIRS {
+        return Err(Fault::TooLarge);
+    }
+    let mut pairs = std::collections::BTreeSet::new();
+    for (key, net) in &nets {
+        for (other, inner) in &inner {
+            if net.contains(inner) {
+                pairs.insert(Value::from(vec![key.clone(), other.clone()]));
+            }
+        }
+    }
+    Ok(Value::from(pairs))
+}
+
+/// The most pairs that are compared.
+const MAX_PAIRS: usize = 1 << 18;
+
+/// Nets with the key each has in OPA's result: the text itself, an index, an element or a key.
+#[expect(clippy::wildcard_enum_match_arm, reason = "whatever else there is, is no list of nets")]
+fn cidr_list(
+    value: &Value,
+    read: impl Fn(&str) -> Result<IpNet, Fault>,
+) -> Result<Vec<(Value, IpNet)>, Fault> {
+    // An element may be a tuple that begins with the text.
+    let net = |value: &Value| match value {
+        Value::String(text) => read(text),
+        Value::Array(tuple) => match tuple.first() {
+            Some(Value::String(text)) => read(text),
+            _ => Err(Fault::Failed),
+        },
+        _ => Err(Fault::Failed),
+    };
+    match value {
+        Value::String(_) => Ok(vec![(value.clone(), net(value)?)]),
+        Value::Array(items) => {
+            let keyed = items.iter().enumerate();
+            keyed.map(|(at, item)| Ok((Value::from(at), net(item)?))).collect()
+        }
+        Value::Set(items) => items.iter().map(|item| Ok((item.clone(), net(item)?))).collect(),
+        Value::Object(entries) => {
+            entries.iter().map(|(key, item)| Ok((key.clone(), net(item)?))).collect()
+        }
+        _ => Err(Fault::Failed),
+    }
+}
+
+/// `net.cidr_merge(cidrs_or_addresses)`: the fewest nets that cover the same addresses.
+pub(super) fn cidr_merge(args: &[Value]) -> Result<Value, Fault> {
+    let nets = match args.first() {
+        Some(list @ (Value::Array(_) | Value::Set(_))) => cidr_list(list, net_or_address)?,
+        _ => return Err(Fault::Failed),
+    };
+    if nets.len() > MAX_MERGED {
+        return Err(Fault::TooLarge);
+    }
+    let nets: Vec<IpNet> = nets.into_iter().map(|(_, net)| net.trunc()).collect();
+    let merged = IpNet::aggregate(&nets).into_iter().map(|net| Value::from(net.to_string()));
+    Ok(Value::from(merged.collect::<std::collections::BTreeSet<_>>()))
+}
+
+/// The most nets that are merged.
+const MAX_MERGED: usize = 4096;
 
 /// `net.cidr_contains(cidr, cidr_or_address)`.
 pub(super) fn cidr_contains(args: &[Value]) -> Result<Value, Fault> {
@@ -124,7 +179,7 @@ pub(super) fn never() -> Result<Value, Fault> {
     Err(Fault::Failed)
 }
 
-fn text(args: &[Value], at: usize) -> Result<&str, Fault> {
+pub(super) fn text(args: &[Value], at: usize) -> Result<&str, Fault> {
     match args.get(at) {
         Some(Value::String(text)) => Ok(text),
         _ => Err(Fault::Failed),

@@ -3,7 +3,10 @@
 use regorus::LimitError;
 
 use super::cost::Cost;
-use super::{Builtin, Link, native, operators, or_undefined, packed, supplied};
+use super::jwt::{self, Algorithm};
+use super::{
+    Builtin, Link, native, operators, or_undefined, packed, packed_with_now, supplied, time,
+};
 
 /// A function of regorus, with what its arguments may cost.
 macro_rules! native {
@@ -55,6 +58,7 @@ pub(super) static TABLE: &[Builtin] = &[
     ours!("_mod", Link::Operator, |args| operators::modulo(args)),
     ours!("_mul", Link::Operator, |args| operators::mul(args)),
     ours!("_not_empty", Link::Operator, |args| operators::not_empty(args)),
+    ours!("_now", Link::Operator, |args| operators::now(args)),
     ours!("_sub", Link::Operator, |args| operators::sub(args)),
     ours!("_unique", Link::Operator, |args| operators::unique(args)),
     native!("abs", Free),
@@ -77,6 +81,20 @@ pub(super) static TABLE: &[Builtin] = &[
     native!("concat", Concat),
     native!("contains", Measured),
     native!("count", Free),
+    ours!("crypto.hmac.equal", Link::Packed(2), |args| packed(supplied::hmac_equal, args)),
+    ours!("crypto.hmac.sha1", Link::Packed(2), |args| packed(
+        |args| supplied::hmac(ring::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, args),
+        args
+    )),
+    ours!("crypto.hmac.sha256", Link::Packed(2), |args| packed(
+        |args| supplied::hmac(ring::hmac::HMAC_SHA256, args),
+        args
+    )),
+    ours!("crypto.hmac.sha512", Link::Packed(2), |args| packed(
+        |args| supplied::hmac(ring::hmac::HMAC_SHA512, args),
+        args
+    )),
+    ours!("crypto.sha1", Link::Packed(1), |args| packed(supplied::sha1, args)),
     ours!("crypto.sha256", Link::Packed(1), |args| packed(supplied::sha256, args)),
     native!("endswith", Free),
     native!("floor", Free),
@@ -88,7 +106,59 @@ pub(super) static TABLE: &[Builtin] = &[
     native!("indexof", Search),
     native!("indexof_n", Search),
     native!("intersection", Measured),
-    ours!("io.jwt.decode", Link::Packed(1), |args| packed(supplied::jwt_decode, args)),
+    ours!("io.jwt.decode", Link::Packed(1), |args| packed(jwt::decode, args)),
+    ours!("io.jwt.decode_verify", Link::PackedWithNow(2), |args| packed_with_now(
+        jwt::decode_verify,
+        args
+    )),
+    ours!("io.jwt.verify_eddsa", Link::Packed(2), |args| packed(
+        |args| jwt::verify(Algorithm::EdDsa, args),
+        args
+    )),
+    ours!("io.jwt.verify_es256", Link::Packed(2), |args| packed(
+        |args| jwt::verify(Algorithm::Es256, args),
+        args
+    )),
+    ours!("io.jwt.verify_es384", Link::Packed(2), |args| packed(
+        |args| jwt::verify(Algorithm::Es384, args),
+        args
+    )),
+    ours!("io.jwt.verify_hs256", Link::Packed(2), |args| packed(
+        |args| jwt::verify_secret(Algorithm::Hs256, args),
+        args
+    )),
+    ours!("io.jwt.verify_hs384", Link::Packed(2), |args| packed(
+        |args| jwt::verify_secret(Algorithm::Hs384, args),
+        args
+    )),
+    ours!("io.jwt.verify_hs512", Link::Packed(2), |args| packed(
+        |args| jwt::verify_secret(Algorithm::Hs512, args),
+        args
+    )),
+    ours!("io.jwt.verify_ps256", Link::Packed(2), |args| packed(
+        |args| jwt::verify(Algorithm::Ps256, args),
+        args
+    )),
+    ours!("io.jwt.verify_ps384", Link::Packed(2), |args| packed(
+        |args| jwt::verify(Algorithm::Ps384, args),
+        args
+    )),
+    ours!("io.jwt.verify_ps512", Link::Packed(2), |args| packed(
+        |args| jwt::verify(Algorithm::Ps512, args),
+        args
+    )),
+    ours!("io.jwt.verify_rs256", Link::Packed(2), |args| packed(
+        |args| jwt::verify(Algorithm::Rs256, args),
+        args
+    )),
+    ours!("io.jwt.verify_rs384", Link::Packed(2), |args| packed(
+        |args| jwt::verify(Algorithm::Rs384, args),
+        args
+    )),
+    ours!("io.jwt.verify_rs512", Link::Packed(2), |args| packed(
+        |args| jwt::verify(Algorithm::Rs512, args),
+        args
+    )),
     native!("is_array", Free),
     native!("is_boolean", Free),
     native!("is_null", Free),
@@ -105,11 +175,16 @@ pub(super) static TABLE: &[Builtin] = &[
     native!("max", Few),
     native!("min", Few),
     ours!("net.cidr_contains", Link::Packed(2), |args| packed(supplied::cidr_contains, args)),
+    ours!("net.cidr_contains_matches", Link::Packed(2), |args| packed(
+        supplied::cidr_contains_matches,
+        args
+    )),
     ours!("net.cidr_intersects", Link::Packed(2), |args| packed(supplied::cidr_intersects, args)),
     ours!("net.cidr_is_valid", Link::Packed(1), |args| packed(
         |args| Ok(supplied::cidr_is_valid(args)),
         args
     )),
+    ours!("net.cidr_merge", Link::Packed(1), |args| packed(supplied::cidr_merge, args)),
     native!("numbers.range", Range),
     native!("numbers.range_step", Range),
     native!("object.filter", Few),
@@ -138,7 +213,11 @@ pub(super) static TABLE: &[Builtin] = &[
     native!("strings.reverse", Measured),
     native!("substring", Measured),
     native!("sum", Few),
+    ours!("time.clock", Link::Packed(1), |args| packed(time::clock, args)),
+    ours!("time.date", Link::Packed(1), |args| packed(time::date, args)),
     ours!("time.now_ns", Link::Context, |_args| supplied::never()),
+    ours!("time.parse_rfc3339_ns", Link::Packed(1), |args| packed(time::parse_rfc3339_ns, args)),
+    ours!("time.weekday", Link::Packed(1), |args| packed(time::weekday, args)),
     ours!("to_number", Link::Native, |args| supplied::to_number(args)),
     native!("trim", Search),
     native!("trim_left", Search),
