@@ -1,5 +1,6 @@
 //! The rows of the regression table that concern tokens and keys (SEM-ADV-60 to 70), one test each,
-//! as they are told to the client. Rows 63, 65, 71 and 72 need a server: mesh-tower/tests/jwks.
+//! as they are told to the client. What needs a key server is in mesh-tower/tests/jwks: row 63 by its id,
+//! row 71 as failing servers after a good answer. Rows 65 and 72 have no test of their own yet.
 
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "a test fails by panicking")]
 

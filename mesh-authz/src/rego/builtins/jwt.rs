@@ -138,6 +138,7 @@ impl Key {
 
 /// Verifies a compact token's signature with one of OPA's keys; the algorithm is given, never the
 /// token's choice.
+#[cfg(feature = "bundles")]
 pub(in crate::rego) fn verify_compact(token: &str, algorithm: &str, keys: &[Key]) -> bool {
     let parts = Parts::of(token).ok().zip(Algorithm::of(algorithm));
     parts.is_some_and(|(parts, algorithm)| {
