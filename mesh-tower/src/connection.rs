@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use mesh_authn::peer::MtlsMode;
 use mesh_identity::VerifiedPeer;
 use rustls::pki_types::UnixTime;
 
@@ -120,6 +121,16 @@ impl ConnectionInfo {
     /// When the peer's proof ends, grace included ([SEC-TLS-12]); nothing for plain text.
     pub(crate) fn ends(&self) -> Option<UnixTime> {
         self.facts.ends
+    }
+
+    /// Whether a port with this mode admits such a connection ([SEC-TLS-2]).
+    pub(crate) fn fits(&self, mode: MtlsMode) -> bool {
+        match (&self.facts.security, mode) {
+            (Security::Plaintext, MtlsMode::Strict)
+            | (Security::MutualTls(_), MtlsMode::Disable) => false,
+            (Security::Plaintext, MtlsMode::Permissive | MtlsMode::Disable)
+            | (Security::MutualTls(_), MtlsMode::Permissive | MtlsMode::Strict) => true,
+        }
     }
 
     pub(crate) fn security(&self) -> &Security {

@@ -27,7 +27,7 @@ use crate::mesh::Mesh;
 use crate::record;
 use crate::refuse::Refusal;
 use crate::resource::{AccessDenied, Resource};
-use crate::server::Limits;
+use crate::server::{End, Limits};
 use crate::settings::HttpSettings;
 use crate::snapshot::Snapshot;
 use crate::xfcc;
@@ -203,6 +203,11 @@ pub(crate) fn arrive(
     };
     if let Some(end) = info.ended(now) {
         return Err(Refusal::denied(format!("connection_ended{{{end}}}")));
+    }
+    // [SEM-STRICT-18] A request is decided by one configuration: one that no longer admits the
+    // connection does not wait until the connection is noticed to be over.
+    if !info.fits(snapshot.modes.mode(info.local_address().port())) {
+        return Err(Refusal::denied(format!("connection_ended{{{}}}", End::Mode)));
     }
     // hyper counts the fields of HTTP/1 only ([SEC-HTTP-15]).
     if parts.headers.len() > limits.headers {

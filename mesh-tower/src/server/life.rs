@@ -3,7 +3,6 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use mesh_authn::peer::MtlsMode;
 use tokio::sync::watch;
 
 use super::limits::Limits;
@@ -147,13 +146,11 @@ impl Life {
     fn judge(&mut self) -> Option<End> {
         let snapshot = self.mesh.snapshot();
         let mode = snapshot.modes.mode(self.info.local_address().port());
-        match (self.info.security(), mode) {
-            (Security::Plaintext, MtlsMode::Strict)
-            | (Security::MutualTls(_), MtlsMode::Disable) => {
-                return Some(End::Mode);
-            }
-            (Security::Plaintext, MtlsMode::Permissive | MtlsMode::Disable) => return None,
-            (Security::MutualTls(_), MtlsMode::Permissive | MtlsMode::Strict) => {}
+        if !self.info.fits(mode) {
+            return Some(End::Mode);
+        }
+        if matches!(self.info.security(), Security::Plaintext) {
+            return None;
         }
         if snapshot.withdrawn {
             return Some(End::Withdrawn);
