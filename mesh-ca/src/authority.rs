@@ -20,7 +20,7 @@ use crate::pem;
 use crate::profile::{self, DEFAULT_TTL, MAX_TTL, after, backdated};
 
 /// An authority with less life than this left does not issue ([SEC-CA-5]): half of [`DEFAULT_TTL`].
-const LEAST_LEFT: Duration = Duration::from_secs(30 * 60);
+pub(crate) const LEAST_LEFT: Duration = Duration::from_secs(30 * 60);
 
 /// The signatures that an issued certificate may carry.
 static ALGORITHMS: &[&'static dyn SignatureVerificationAlgorithm] = &[

@@ -45,6 +45,13 @@ pub enum CaError {
     #[error("identity: {0}")]
     Id(#[from] SpiffeIdError),
 
+    /// An intermediate's life that would shorten leaves, or that its root does not have.
+    #[error(
+        "the life of an intermediate must be at least twice the longest life of a certificate, at \
+         least an hour, and no longer than that of a root"
+    )]
+    IntermediateLife,
+
     /// What was made does not pass our own verifier: it is not handed out ([SEC-CA-4]).
     #[error("issued certificate does not verify: {0}")]
     Issued(#[source] SvidError),

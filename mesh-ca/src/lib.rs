@@ -19,12 +19,15 @@ mod pem;
 #[cfg(feature = "persist")]
 mod persist;
 mod profile;
+mod rotate;
 mod rotation;
+mod settings;
+mod state;
 
 pub use authority::{Authority, PluggedIn};
 pub use csr::CertificateRequest;
 pub use error::CaError;
-pub use issue::{Ca, CaSettings, IssueRequest, RotatedKey, RotationEvent, RotationStep};
+pub use issue::{Ca, IssueRequest};
 pub use jwt::{DEFAULT_JWT_TTL, IssuedToken, JwtKey, MAX_JWT_TTL, oidc_discovery, oidc_jwks};
 pub use key::{KeyKind, SignError, Signer};
 pub use key_ring::{KeyRing, Overlap, RingKey, Step};
@@ -33,4 +36,6 @@ pub use log::{IssueLog, IssueRecord, IssuedKind, JsonLines, NoLog};
 #[cfg(feature = "persist")]
 pub use persist::{Lost, StateError, StateFile};
 pub use profile::{BACKDATE, DEFAULT_TTL, MAX_TTL};
+pub use rotate::{RotatedKey, RotationEvent, RotationStep};
 pub use rotation::{Next, RotationSchedule};
+pub use settings::CaSettings;

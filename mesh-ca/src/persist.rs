@@ -20,9 +20,12 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::authority::Authority;
 use crate::error::CaError;
-use crate::issue::{Ca, CaSettings, Roots, State, Store};
+use crate::issue::Ca;
 use crate::jwt::JwtKey;
 use crate::key_ring::{Held, KeyRing, Retired, RingKey};
+use crate::log::IssueLog;
+use crate::settings::CaSettings;
+use crate::state::{Roots, State, Store};
 
 /// Most bytes of a state file: some keys and certificates.
 const MAX_LEN: u64 = 1024 * 1024;
@@ -89,9 +92,10 @@ impl StateFile {
         &self,
         trust_domain: &TrustDomain,
         settings: CaSettings,
+        log: impl IssueLog + 'static,
         now: UnixTime,
     ) -> Result<(Ca, Vec<Lost>), StateError> {
-        self.open_on(Disk, trust_domain, settings, now)
+        self.open_on(Disk, trust_domain, settings, Box::new(log), now)
     }
 
     fn open_on<D: Files + 'static>(
@@ -99,8 +103,10 @@ impl StateFile {
         disk: D,
         trust_domain: &TrustDomain,
         settings: CaSettings,
+        log: Box<dyn IssueLog>,
         now: UnixTime,
     ) -> Result<(Ca, Vec<Lost>), StateError> {
+        settings.check()?;
         let store = FileStore { path: self.path.clone(), disk };
         let (state, lost) = match read(&self.path)? {
             None => (State::new(trust_domain, &settings, now)?, Vec::new()),
@@ -108,7 +114,7 @@ impl StateFile {
         };
         // Whatever is new is on disk before it signs.
         store.save(trust_domain, &state)?;
-        let ca = Ca::assemble(trust_domain, settings, state, Some(Box::new(store)), now)?;
+        let ca = Ca::assemble(trust_domain, settings, state, Some(Box::new(store)), log, now)?;
         Ok((ca, lost))
     }
 }
@@ -350,7 +356,7 @@ mod tests {
     use mesh_identity::{BundleSet, X509Svid};
 
     use super::*;
-    use crate::Overlap;
+    use crate::{NoLog, Overlap};
 
     const START: u64 = 1_800_000_000;
 
@@ -442,10 +448,12 @@ mod tests {
             let file = folder.file();
             let left = Arc::new(AtomicUsize::new(kill_at));
             let disk = Killed { left: Arc::clone(&left) };
-            let Ok((ca, lost)) = file.open_on(disk, &domain(), settings(), at(START)) else {
+            let Ok((ca, lost)) =
+                file.open_on(disk, &domain(), settings(), Box::new(NoLog), at(START))
+            else {
                 // Killed before the first state was whole: nothing was issued.
                 assert!(kill_at < 4, "{kill_at}");
-                let (ca, _) = file.open(&domain(), settings(), at(START)).unwrap();
+                let (ca, _) = file.open(&domain(), settings(), NoLog, at(START)).unwrap();
                 assert!(issue(&ca, START).is_some());
                 continue;
             };
@@ -467,7 +475,7 @@ mod tests {
             }
             for wait in [0, 50, 400] {
                 let when = now + wait;
-                let (ca, lost) = file.open(&domain(), settings(), at(when)).unwrap();
+                let (ca, lost) = file.open(&domain(), settings(), NoLog, at(when)).unwrap();
                 assert!(lost.is_empty(), "{lost:?}");
                 ca.rotate(at(when)).unwrap();
                 let bundles = BundleSet::from_bundles([ca.bundle()]).unwrap();
@@ -488,7 +496,7 @@ mod tests {
     fn a_damaged_file_says_so_and_stays() {
         let folder = Folder::new("damaged");
         let file = folder.file();
-        drop(file.open(&domain(), settings(), at(START)).unwrap());
+        drop(file.open(&domain(), settings(), NoLog, at(START)).unwrap());
         let path = folder.0.join("state.json");
         let good = fs::read_to_string(&path).unwrap();
         #[cfg(unix)]
@@ -496,18 +504,18 @@ mod tests {
             use std::os::unix::fs::PermissionsExt as _;
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         }
-        let other = file.open(&"b.test".parse().unwrap(), settings(), at(START));
+        let other = file.open(&"b.test".parse().unwrap(), settings(), NoLog, at(START));
         assert!(matches!(other, Err(StateError::OtherTrustDomain { .. })));
         for bad in
             [String::new(), good.split_at(good.len() / 2).0.to_owned(), good.replace("key", "kex")]
         {
             fs::write(&path, &bad).unwrap();
-            let error = file.open(&domain(), settings(), at(START)).unwrap_err();
+            let error = file.open(&domain(), settings(), NoLog, at(START)).unwrap_err();
             assert!(error.to_string().contains("are lost"), "{error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), bad);
         }
         fs::write(&path, &good).unwrap();
-        let (_, lost) = file.open(&domain(), settings(), at(START + 30_000)).unwrap();
+        let (_, lost) = file.open(&domain(), settings(), NoLog, at(START + 30_000)).unwrap();
         assert_eq!(lost, [Lost::Root, Lost::TokenKey]);
     }
 }

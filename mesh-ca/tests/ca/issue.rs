@@ -13,8 +13,12 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::{DAY, HOUR, ID, NOW, at, domain, id, now, root};
 
-pub(crate) const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] =
-    &[webpki::ring::ECDSA_P256_SHA256, webpki::ring::ECDSA_P384_SHA384, webpki::ring::ED25519];
+pub(crate) const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
+    webpki::ring::ECDSA_P256_SHA256,
+    webpki::ring::ECDSA_P384_SHA384,
+    webpki::ring::ED25519,
+    webpki::ring::RSA_PKCS1_2048_8192_SHA256,
+];
 
 /// Both roles accept it as this identity.
 pub(crate) fn verify(chain: &[CertificateDer<'_>], from: &Authority, id: &SpiffeId, now: UnixTime) {

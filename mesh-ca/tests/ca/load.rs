@@ -7,6 +7,9 @@ use rcgen::{
     PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SanType, date_time_ymd,
 };
 
+use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::pem::PemObject as _;
+
 use crate::issue::verify;
 use crate::{HOUR, domain, id, now};
 
@@ -50,6 +53,27 @@ fn sec_ca_4_loaded_authorities_issue() {
         let svid = below.issue_svid(&id(), HOUR, now()).unwrap();
         verify(svid.chain(), &authority, &id(), now());
     }
+}
+
+/// An authority of an RSA key, as many operators have one: PKCS#8, and PKCS#1 as older tools write
+/// it. Below 2048 bits it is refused ([SEC-ID-6]).
+#[test]
+fn sec_ca_4_rsa_authorities_issue() {
+    let pkcs8 = include_str!("keys/rsa2048.pem");
+    let der = PrivateKeyDer::from_pem_slice(pkcs8.as_bytes()).unwrap();
+    let key = KeyPair::from_der_and_sign_algo(&der, &rcgen::PKCS_RSA_SHA256).unwrap();
+    let certificate = pem("CERTIFICATE", params().self_signed(&key).unwrap().der());
+    for text in [pkcs8, include_str!("keys/rsa2048_pkcs1.pem")] {
+        let authority =
+            Authority::from_pem(&domain(), certificate.as_bytes(), text.as_bytes()).unwrap();
+        let svid = authority.issue_svid(&id(), HOUR, now()).unwrap();
+        verify(svid.chain(), &authority, &id(), now());
+        let below = authority.new_intermediate(HOUR, now()).unwrap();
+        verify(below.issue_svid(&id(), HOUR, now()).unwrap().chain(), &authority, &id(), now());
+    }
+    let weak = include_str!("keys/rsa1024.pem");
+    let got = Authority::from_pem(&domain(), certificate.as_bytes(), weak.as_bytes());
+    assert!(matches!(got, Err(CaError::Key)), "{got:?}");
 }
 
 #[test]

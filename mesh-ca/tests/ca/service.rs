@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mesh_ca::{
     Authority, Ca, CaError, CaSettings, IssueLog, IssueRecord, JsonLines, LimitReached, Limits,
-    Overlap, PluggedIn, Rate, RotatedKey, RotationStep, SignError, Signer, oidc_discovery,
+    NoLog, Overlap, PluggedIn, Rate, RotatedKey, RotationStep, SignError, Signer, oidc_discovery,
     oidc_jwks,
 };
 use mesh_identity::x509::{Role, verify_svid};
@@ -29,7 +29,11 @@ fn settings() -> CaSettings {
 }
 
 fn ca() -> Ca {
-    Ca::new(&domain(), settings(), now()).unwrap()
+    Ca::new(&domain(), settings(), NoLog, now()).unwrap()
+}
+
+fn logging(log: impl IssueLog + 'static) -> Ca {
+    Ca::new(&domain(), settings(), log, now()).unwrap()
 }
 
 fn verified(ca: &Ca, svid: &X509Svid, when: u64) {
@@ -60,7 +64,7 @@ impl io::Write for Lines {
 #[test]
 fn sec_ca_10_recorded_before_it_is_returned() {
     let lines = Lines::default();
-    let ca = ca().with_log(JsonLines::new(lines.clone()));
+    let ca = logging(JsonLines::new(lines.clone()));
     let svid = ca.issue_svid("uid:1000", &id(), HOUR, now()).unwrap();
     ca.issue_jwt_svid("uid:1000", &id(), &["x".to_owned()], HOUR, None, now()).unwrap();
     let text = String::from_utf8(lines.0.lock().unwrap().0.clone()).unwrap();
@@ -100,7 +104,7 @@ fn sec_ca_7_limits_before_any_cryptography() {
     settings.limits = Limits { per_identity: rate, ..Limits::default() };
     let asked = Arc::new(AtomicUsize::new(0));
     let policy = Arc::clone(&asked);
-    let ca = Ca::new(&domain(), settings, now()).unwrap().with_policy(move |_request| {
+    let ca = Ca::new(&domain(), settings, NoLog, now()).unwrap().with_policy(move |_request| {
         policy.fetch_add(1, Ordering::SeqCst);
         true
     });
@@ -119,9 +123,8 @@ fn sec_ca_7_limits_before_any_cryptography() {
 #[test]
 fn sec_ca_8_the_policy_decides_and_tells_nothing() {
     let count = Arc::new(AtomicUsize::new(0));
-    let ca = ca()
-        .with_policy(|request| request.caller == "node" || request.identity.as_str() == ID)
-        .with_log(Count(Arc::clone(&count)));
+    let ca = logging(Count(Arc::clone(&count)))
+        .with_policy(|request| request.caller == "node" || request.identity.as_str() == ID);
     assert!(ca.issue_svid("anybody", &id(), HOUR, now()).is_ok());
     let refused: Vec<String> = ["spiffe://a.test/known", "spiffe://a.test/unknown"]
         .iter()
@@ -144,7 +147,7 @@ fn sec_ca_6_root_rotation_with_overlap() {
     let overlap = Overlap::new(20 * HOUR, seconds(900), HOUR).unwrap();
     let mut settings = settings();
     (settings.roots, settings.intermediate_life) = (overlap, 4 * HOUR);
-    let ca = Ca::new(&domain(), settings, now()).unwrap();
+    let ca = Ca::new(&domain(), settings, NoLog, now()).unwrap();
     let mut issued: Vec<X509Svid> = Vec::new();
     let mut steps = Vec::new();
     let mut sequence = ca.bundle().sequence();
@@ -171,6 +174,30 @@ fn sec_ca_6_root_rotation_with_overlap() {
     for (at, step) in steps.iter().enumerate() {
         assert_eq!(*step, cycle[at % 3]);
     }
+}
+
+/// An intermediate that would shorten leaves, refuse to issue before its successor signs, or outlive
+/// its root is a mistake in the settings, told before anything is issued.
+#[test]
+fn sec_ca_5_an_intermediates_life_is_checked_at_construction() {
+    let overlap = Overlap::new(20 * HOUR, Duration::from_secs(900), HOUR).unwrap();
+    let make = |roots, intermediate_life| {
+        let mut settings = settings();
+        (settings.roots, settings.intermediate_life) = (roots, intermediate_life);
+        Ca::new(&domain(), settings, NoLog, now())
+    };
+    let second = Duration::from_secs(1);
+    for good in [2 * HOUR, 20 * HOUR] {
+        assert!(make(overlap, good).is_ok(), "{good:?}");
+    }
+    let just_too_short = Duration::from_secs(2 * 3600 - 1);
+    for bad in [Duration::ZERO, just_too_short, 20 * HOUR + second] {
+        assert!(matches!(make(overlap, bad), Err(CaError::IntermediateLife)), "{bad:?}");
+    }
+    // Whatever leaves live, who issues has half an hour left.
+    let short = Overlap::new(20 * HOUR, Duration::from_secs(900), second).unwrap();
+    assert!(matches!(make(short, Duration::from_secs(3599)), Err(CaError::IntermediateLife)));
+    assert!(make(short, HOUR).is_ok());
 }
 
 #[test]
@@ -344,7 +371,7 @@ fn an_authority_plugged_in_as_into_istio() {
         let below = authority.new_intermediate(HOUR, now()).unwrap();
         let svid = below.issue_svid(&id(), HOUR, now()).unwrap();
         verify(svid.chain(), &authority, &id(), now());
-        let ca = Ca::with_authority(authority, settings(), now()).unwrap();
+        let ca = Ca::with_authority(authority, settings(), NoLog, now()).unwrap();
         verified(&ca, &ca.issue_svid("x", &id(), HOUR, now()).unwrap(), NOW);
         assert!(ca.rotate_root_now(now()).unwrap().is_none());
     }
