@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue};
 use mesh_authz::rego::{
     BodyView, MAX_MODULE_BYTES, MAX_NESTING, MAX_OPERATORS, MAX_RULE_CHAIN, PoolFull, RegoAnswer,
     RegoDecision, RegoDenyReason, RegoInput, RegoLoadError, RegoOptions, RegoPolicy, RegoPool,
+    on_large_stack,
 };
 use serde_json::json;
 
@@ -202,6 +203,104 @@ fn sec_rego_1_doubling_ends() {
         assert_eq!(decision.reason(), Some(RegoDenyReason::LimitExceeded), "{double}");
     }
 }
+
+/// The least time of a few evaluations on a thread as a pool has them, and why they denied.
+fn quickest(policy: &Arc<RegoPolicy>, input: &RegoInput) -> (Duration, Option<RegoDenyReason>) {
+    let (sender, receiver) = mpsc::channel();
+    let (policy, input) = (Arc::clone(policy), input.clone());
+    let runs = on_large_stack("rego-test", move || {
+        for _ in 0..5 {
+            let start = Instant::now();
+            let reason = policy.decide(&input).reason();
+            sender.send((start.elapsed(), reason)).unwrap();
+        }
+    });
+    runs.unwrap().join().unwrap();
+    receiver.iter().min_by_key(|(took, _)| *took).unwrap()
+}
+
+/// What fits into few instructions all the same: values that share their parts, so that comparing
+/// or printing them has no end, and builtins that each stay within their own bounds.
+#[test]
+fn sec_rego_4_work_that_instructions_do_not_count_ends_too() {
+    let doubled = |name: &str| {
+        let mut text = format!("{name}0 := [input.parsed_path]\n");
+        for at in 0..40 {
+            writeln!(text, "{name}{} := [{name}{at}, {name}{at}]", at + 1).unwrap();
+        }
+        text
+    };
+    let pair = format!("{}{}", doubled("x"), doubled("y"));
+    let many = "some i in numbers.range(1, 2000)\nsome j in numbers.range(1, 2000)\n";
+    // The limit in time: what as many plain instructions take as a policy may execute.
+    let limit = {
+        let body = format!("allow if {{\ninput.parsed_path[0] == \"slow\"\n{many} i + j == -1\n}}");
+        let (took, reason) = quickest(&Arc::new(compile(&body).unwrap()), &get("/slow"));
+        assert_eq!(reason, Some(RegoDenyReason::LimitExceeded));
+        took
+    };
+    eprintln!("{:24} {limit:?}", "instructions");
+    for (what, body) in [
+        ("comparing", format!("{pair} x40 == y40")),
+        ("ordering", format!("{pair} x40 < y40")),
+        ("a member of an array", format!("{pair} x40 in [y40]")),
+        ("a member of a set", format!("{pair} x40 in {{y40}}")),
+        ("a set", format!("{pair} count({{x40, y40}}) == 1")),
+        ("a key", format!("{pair} at({{x40: 1}}, y40) == 1")),
+        ("collected keys", format!("{pair} count({{k: 1 | some k in [x40, y40]}}) == 1")),
+        ("collected elements", format!("{pair} count({{k | some k in [x40, y40]}}) == 1")),
+        ("the largest", format!("{pair} max([x40, y40]) == 1")),
+        ("sorting", format!("{pair} sort([x40, y40]) == 1")),
+        ("a union", format!("{pair} {{x40}} | {{y40}} == 1")),
+        (
+            "objects",
+            format!("{} x40 == 1", doubled("x").replace('[', "{\"a\": [").replace(']', "]}")),
+        ),
+        (
+            "patterns",
+            format!("{many} regex.match(sprintf(\"(%d|%d|[a-z]+\\\\w){{1,9}}$\", [i, j]), s)"),
+        ),
+        ("globs", format!("{many} glob.match(sprintf(\"*%d*%d*\", [i, j]), [], s)")),
+        (
+            "digests",
+            format!("{many} crypto.sha256(concat(\"\", [s, sprintf(\"%d\", [i + j])])) == \"\""),
+        ),
+        ("JSON", format!("{many} json.marshal([input, i, j]) == \"\"")),
+        (
+            "texts",
+            format!("count([x | {many} x := concat(\"\", [s, sprintf(\"%d %d\", [i, j])])]) == 1"),
+        ),
+        ("cases", format!("{many} upper(concat(\"\", [s, s, s, s])) == \"\"")),
+        ("searches", format!("{many} indexof(s, \"xxxxxxy\") == i")),
+        ("members", format!("{many} s in data.list")),
+        ("signatures", format!("{many} io.jwt.verify_es256(data.token, data.jwk)")),
+        ("large data", format!("{many} data.list == data.same")),
+    ] {
+        let module = format!(
+            "package envoy.authz\nallow if {{\ninput.parsed_path[0] == \"slow\"\n\
+            s := input.attributes.request.http.headers[\"x-long\"]\n{body}\n}}\nat(map, key) := map[key]"
+        );
+        let list: Vec<String> = (0..5_000).map(|at| format!("entry {at}")).collect();
+        let data = json!({"list": list, "same": list, "token": TOKEN, "jwk": JWK});
+        let mut headers = HeaderMap::new();
+        headers.insert("x-long", HeaderValue::from_str(&"x".repeat(8_000)).unwrap());
+        let input = RegoInput::builder("GET", "/slow", &headers).build();
+        let modules = [("p.rego", module.as_str())];
+        let policy = RegoPolicy::compile(&modules, Some(data), RegoOptions::default());
+        let policy = policy.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let (took, reason) = quickest(&Arc::new(policy), &input);
+        assert_eq!(reason, Some(RegoDenyReason::LimitExceeded), "{what}");
+        eprintln!("{what:24} {took:?}");
+        assert!(took < 2 * limit, "{what} took {took:?}, instructions alone {limit:?}");
+    }
+}
+
+/// An ES256 token that does not verify, and a key for it (RFC 7515 appendix A.3).
+const TOKEN: &str = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UifQ.\
+    DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
+const JWK: &str = r#"{"kty":"EC","crv":"P-256",
+    "x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+    "y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
 
 #[test]
 fn sec_rego_6_nesting_is_bounded_before_parsing() {

@@ -7,7 +7,8 @@
 //! # Limits
 //!
 //! Work is bounded without a clock: [`RegoOptions`] sets how many instructions an evaluation may
-//! execute, recursion is refused at load, and the builtins whose cost does not follow from their
+//! execute, and as much again it may spend on what they do not count, which is comparing and
+//! building large values and calling builtins; recursion is refused at load, and the builtins whose cost does not follow from their
 //! input are left out or check their arguments ([`builtin_names`] lists what exists). Wall-clock
 //! limits belong to the caller, who waits for a [`RegoPool`] as long as it likes: regorus' own
 //! timer needs a clock that can be set once for the whole process, so it is not used.

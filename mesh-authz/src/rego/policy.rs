@@ -10,6 +10,7 @@ use regorus::rvm::program::Program;
 use regorus::rvm::vm::{RegoVM, VmError};
 use regorus::{Engine, Value};
 
+use super::builtins::meter::metered;
 use super::builtins::{self, Fault, Link};
 use super::check::check;
 use super::decision::{RegoDecision, RegoDenyReason};
@@ -64,7 +65,8 @@ impl RegoOptions {
         self
     }
 
-    /// How many instructions an evaluation may execute ([SEC-REGO-4]).
+    /// How many instructions an evaluation may execute, and what it may spend besides on large
+    /// values and builtins, in units of about one instruction ([SEC-REGO-4]).
     #[must_use]
     pub fn with_instructions(mut self, instructions: usize) -> Self {
         self.instructions = instructions;
@@ -180,7 +182,8 @@ impl RegoPolicy {
         vm.set_data(self.data.clone()).map_err(|error| reason(&error))?;
         vm.set_context(now_ns);
         vm.set_input(input);
-        vm.execute_entry_point_by_index(0).map_err(|error| reason(&error))
+        let run = || vm.execute_entry_point_by_index(0);
+        metered(self.instructions, run).map_err(|error| reason(&error))
     }
 }
 

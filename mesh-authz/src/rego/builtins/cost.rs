@@ -5,8 +5,9 @@
 
 use regorus::Value;
 
-use super::Fault;
+use super::meter::{charge, charge_all, text_units};
 use super::operators::check_size;
+use super::{CALL, Fault};
 
 /// The most elements of an argument whose elements are looked at or copied.
 const MAX_ELEMENTS: usize = 100_000;
@@ -24,6 +25,18 @@ const MAX_STEPS: usize = 4 << 20;
 /// The longest text that is matched against a pattern, and the longest pattern. Patterns are
 /// compiled at each call.
 const MAX_PATTERN: usize = 8 << 10;
+
+/// How many steps of a search take as long as one unit.
+const STEPS_PER_UNIT: usize = 16;
+
+/// What compiling a pattern costs.
+const PATTERN: usize = 500;
+
+/// What compiling a class or group of a pattern costs: `\\w` stands for half of Unicode.
+const CLASS: usize = 1_000;
+
+/// The most states that regorus compiles a pattern to, about: 100 KiB of them.
+const MAX_STATES: usize = 4_096;
 
 /// The most numbers of a range.
 const MAX_NUMBERS: usize = 10_000;
@@ -44,12 +57,16 @@ pub(super) enum Cost {
     Free,
     /// The number of elements of its arguments.
     Few,
+    /// Comparing what is in its arguments.
+    Compared,
     /// All that is in its arguments.
     Measured,
     /// The size of one argument for each piece of another.
     Search,
-    /// Compiling its first argument and matching the others.
+    /// Compiling its first argument and matching the last.
     Pattern,
+    /// The same, at each place of a text.
+    RegexSplit,
     /// The distance of two numbers.
     Range,
     /// A number of bits.
@@ -66,39 +83,106 @@ pub(super) enum Cost {
     Sprintf,
 }
 
+/// Refuses a call whose arguments are too large for it, and charges for one that is made.
 pub(super) fn check_cost(cost: Cost, args: &[Value]) -> Result<(), Fault> {
-    let fits = match cost {
-        Cost::Free => true,
-        Cost::Few => args.iter().all(|arg| elements(arg) <= MAX_ELEMENTS),
-        Cost::Measured => measure(args).is_some(),
+    charge(units(cost, args).ok_or(Fault::TooLarge)?.saturating_add(CALL))
+}
+
+/// What a call costs, in the units of the meter; nothing when it is refused.
+fn units(cost: Cost, args: &[Value]) -> Option<usize> {
+    let within = |size: usize, most: usize| (size <= most).then_some(size);
+    match cost {
+        Cost::Free => Some(0),
+        Cost::Few => {
+            let sizes = args.iter().map(|arg| within(elements(arg), MAX_ELEMENTS));
+            Some(sizes.sum::<Option<usize>>()?.saturating_mul(2))
+        }
+        Cost::Compared => {
+            let few = args.iter().all(|arg| elements(arg) <= MAX_ELEMENTS);
+            charge_all(args).ok().filter(|()| few).map(|()| 0)
+        }
+        Cost::Measured => measure(args),
         Cost::Search => {
             let sizes = args.iter().map(|arg| text_len(arg).max(elements(arg)).max(1));
-            measure(args).is_some() && sizes.fold(1_usize, usize::saturating_mul) <= MAX_STEPS
+            let steps = within(sizes.fold(1_usize, usize::saturating_mul), MAX_STEPS)?;
+            Some(measure(args)?.saturating_add(steps / STEPS_PER_UNIT))
         }
         Cost::Pattern => {
-            args.iter().all(|arg| text_len(arg) <= MAX_PATTERN && elements(arg) <= MAX_PATTERN)
+            let (Some(Value::String(wanted)), Some(last)) = (args.first(), args.last()) else {
+                return measure(args);
+            };
+            let text = last.as_string().map_or("", |text| text);
+            Some(measure(args)?.saturating_add(pattern(wanted, text)?))
         }
-        Cost::Range => range_fits(args),
-        Cost::Shift => args.get(1).is_none_or(|by| by.as_u64().is_ok_and(|by| by <= MAX_SHIFT)),
-        Cost::Product => {
-            args.iter().all(|arg| elements(arg) <= MAX_FACTORS) && measure(args).is_some()
-        }
-        Cost::Concat => concat_fits(args),
-        Cost::Replace => replace_fits(args),
-        Cost::RegexReplace => match args {
-            [Value::String(text), Value::String(pattern), Value::String(new)] => {
-                text.len().max(pattern.len()) <= MAX_PATTERN
-                    && text.len().saturating_add(1).saturating_mul(new.len()) <= MAX_TEXT
+        Cost::RegexSplit => match args {
+            [Value::String(wanted), Value::String(text)] => {
+                Some(pattern(wanted, text)?.saturating_add(pattern_everywhere(text)))
             }
-            _ => true,
+            _ => Some(0),
         },
-        Cost::Sprintf => measure(args).is_some() && widths_fit(args),
-    };
-    if fits { Ok(()) } else { Err(Fault::TooLarge) }
+        Cost::Range => range(args),
+        Cost::Shift => {
+            let fits = args.get(1).is_none_or(|by| by.as_u64().is_ok_and(|by| by <= MAX_SHIFT));
+            fits.then_some(0)
+        }
+        Cost::Product => {
+            let factors = args.iter().map(|arg| within(elements(arg), MAX_FACTORS));
+            let factors = factors.sum::<Option<usize>>()?;
+            Some(measure(args)?.saturating_add(factors.saturating_mul(8)))
+        }
+        Cost::Concat => {
+            let ([delimiter, pieces], measured) = (args, measure(args)?) else { return None };
+            let delimiters = text_len(delimiter).saturating_mul(elements(pieces));
+            within(delimiters, MAX_TEXT).map(|bytes| measured.saturating_add(text_units(bytes)))
+        }
+        Cost::Replace => {
+            let [Value::String(text), Value::String(old), Value::String(new)] = args else {
+                return Some(0);
+            };
+            let places = text.len().checked_div(old.len());
+            let places = places.unwrap_or_else(|| text.len().saturating_add(1));
+            let grown = places.saturating_mul(new.len()).saturating_add(text.len());
+            within(old.len(), MAX_TEXT).and_then(|_| within(grown, MAX_TEXT)).map(text_units)
+        }
+        Cost::RegexReplace => match args {
+            [Value::String(text), Value::String(wanted), Value::String(new)] => {
+                let grown = text.len().saturating_add(1).saturating_mul(new.len());
+                let matched = pattern(wanted, text)?.saturating_add(pattern_everywhere(text));
+                within(grown, MAX_TEXT).map(|bytes| matched.saturating_add(text_units(bytes)))
+            }
+            _ => Some(0),
+        },
+        Cost::Sprintf => measure(args).filter(|_| widths_fit(args)),
+    }
+}
+
+/// Compiling a pattern, and matching a text against it.
+fn pattern(pattern: &str, text: &str) -> Option<usize> {
+    if pattern.len().max(text.len()) > MAX_PATTERN {
+        return None;
+    }
+    let classes = pattern.matches(['\\', '[', '(']).count().saturating_mul(CLASS);
+    let matching = text.len().saturating_mul(states(pattern)) / STEPS_PER_UNIT;
+    let compiling = pattern.len().saturating_mul(16).saturating_add(PATTERN);
+    Some(classes.saturating_add(matching).saturating_add(compiling))
+}
+
+/// Matching at each place of a text: a pattern may look to its end each time.
+fn pattern_everywhere(text: &str) -> usize {
+    text.len().saturating_mul(text.len()) / STEPS_PER_UNIT
+}
+
+/// How many states a pattern has at most: what stands before `{n}` has n times as many.
+fn states(pattern: &str) -> usize {
+    let counts = pattern.split('{').skip(1).map(|rest| {
+        let numbers = rest.split(|c: char| !c.is_ascii_digit()).take(2);
+        numbers.filter_map(|number| number.parse::<usize>().ok()).max().unwrap_or(1).max(1)
+    });
+    counts.fold(pattern.len(), usize::saturating_mul).min(MAX_STATES)
 }
 
 /// How many elements a collection has.
-fn elements(value: &Value) -> usize {
+pub(super) fn elements(value: &Value) -> usize {
     match value {
         Value::Array(array) => array.len(),
         Value::Set(set) => set.len(),
@@ -111,7 +195,7 @@ fn text_len(value: &Value) -> usize {
     if let Value::String(text) = value { text.len() } else { 0 }
 }
 
-/// The bytes of text in all values, when neither they nor the values are too many.
+/// What walking through all values costs, when neither they nor their texts are too many.
 ///
 /// Values that are shared are counted wherever they appear: printing does so too.
 fn measure(values: &[Value]) -> Option<usize> {
@@ -137,34 +221,24 @@ fn measure(values: &[Value]) -> Option<usize> {
             return None;
         }
     }
-    Some(bytes)
+    let walked = MAX_NODES.saturating_sub(nodes).saturating_mul(2);
+    Some(walked.saturating_add(text_units(bytes)))
 }
 
-fn range_fits(args: &[Value]) -> bool {
-    let [first, last, step @ ..] = args else { return true };
+/// The numbers of a range.
+fn range(args: &[Value]) -> Option<usize> {
+    let [first, last, step @ ..] = args else { return Some(0) };
     let (Ok(first), Ok(last)) = (first.as_i64(), last.as_i64()) else {
         // What is no whole number fails in the function, what is too large for one ends here.
-        return [first, last].iter().all(|end| !matches!(end, Value::Number(n) if n.is_integer()));
+        let large = |end: &Value| matches!(end, Value::Number(n) if n.is_integer());
+        return (!large(first) && !large(last)).then_some(0);
     };
     let step = match step {
         [step] => step.as_i64().unwrap_or(1),
         _ => 1,
     };
-    let distance = first.abs_diff(last);
-    step >= 1 && usize::try_from(distance).is_ok_and(|distance| distance < MAX_NUMBERS)
-}
-
-fn concat_fits(args: &[Value]) -> bool {
-    let (Some(bytes), [delimiter, pieces]) = (measure(args), args) else { return false };
-    let delimiters = text_len(delimiter).saturating_mul(elements(pieces));
-    bytes.saturating_add(delimiters) <= MAX_TEXT
-}
-
-fn replace_fits(args: &[Value]) -> bool {
-    let [Value::String(text), Value::String(old), Value::String(new)] = args else { return true };
-    let places = text.len().checked_div(old.len()).unwrap_or_else(|| text.len().saturating_add(1));
-    let grown = places.saturating_mul(new.len()).saturating_add(text.len());
-    old.len() <= MAX_TEXT && grown <= MAX_TEXT
+    let distance = usize::try_from(first.abs_diff(last)).ok();
+    distance.filter(|distance| step >= 1 && *distance < MAX_NUMBERS)
 }
 
 /// Whether each `%` has at most three ASCII digits and one point before its verb.

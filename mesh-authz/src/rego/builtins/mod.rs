@@ -7,6 +7,7 @@
 
 mod cost;
 pub(super) mod jwt;
+pub(super) mod meter;
 mod operators;
 mod supplied;
 mod table;
@@ -16,6 +17,7 @@ use regorus::unstable::{BUILTINS, BuiltinFcn, Expr, Ref, Span};
 use regorus::{LimitError, Value};
 
 use self::cost::{Cost, check_cost};
+use self::meter::{charge, charge_all};
 use self::table::TABLE;
 use super::policy::BuiltinErrors;
 
@@ -159,7 +161,17 @@ fn or_undefined(result: Result<Value, Fault>) -> Result<Value, Fault> {
     }
 }
 
-/// Calls a builtin of regorus, its cost checked.
+/// What calling one of our functions costs, whatever its arguments are.
+const CALL: usize = 8;
+
+/// Calls one of our functions that regorus knows, too.
+fn plain(call: fn(&[Value]) -> Result<Value, Fault>, args: &[Value]) -> Result<Value, Fault> {
+    charge(CALL)?;
+    charge_all(args)?;
+    call(args)
+}
+
+/// Calls a builtin of regorus, its cost checked and charged.
 fn native(
     (name, cost): (&str, Cost),
     span: &Span,
@@ -176,6 +188,8 @@ fn native(
 
 /// Calls one of our functions with the array that regorus packed its arguments into.
 fn packed(call: fn(&[Value]) -> Result<Value, Fault>, args: &[Value]) -> Result<Value, Fault> {
+    charge(CALL)?;
+    charge_all(args)?;
     match args {
         [Value::Array(args)] => call(args.as_slice()),
         _ => Err(Fault::Failed),
@@ -187,6 +201,8 @@ fn packed_with_now(
     call: fn(&[Value], Option<&Value>) -> Result<Value, Fault>,
     args: &[Value],
 ) -> Result<Value, Fault> {
+    charge(CALL)?;
+    charge_all(args)?;
     match args {
         [Value::Array(args), Value::Null] => call(args.as_slice(), None),
         [Value::Array(args), now] => call(args.as_slice(), Some(now)),

@@ -3,6 +3,7 @@
 use regorus::Value;
 
 use super::Fault;
+use super::meter::{charge, charge_all, charge_comparison, charge_search};
 
 /// The most bits of a whole number that arithmetic takes: products double them at each step.
 const MAX_NUMBER_BITS: u64 = 4096;
@@ -24,7 +25,10 @@ pub(super) fn sub(args: &[Value]) -> Result<Value, Fault> {
             check_size(args)?;
             a.sub(b).map(Value::from).map_err(|_overflow| Fault::TooLarge)
         }
-        [Value::Set(a), Value::Set(b)] => Ok(a.difference(b).into_value()),
+        [Value::Set(a), Value::Set(b)] => {
+            charge_all(args)?;
+            Ok(a.difference(b).into_value())
+        }
         _ => Err(Fault::Failed),
     }
 }
@@ -65,8 +69,15 @@ fn is_zero(value: &Value) -> bool {
     *value == Value::from(0_u64)
 }
 
-/// Whether all numbers are small enough to calculate with.
+/// What calculating with a number costs that needs more than 128 bits.
+const BIG: usize = 128;
+
+/// Whether all numbers are small enough to calculate with; what the large ones cost is charged.
 pub(super) fn check_size(numbers: &[Value]) -> Result<(), Fault> {
+    let big = |value: &&Value| matches!(value, Value::Number(n) if n.as_i128().is_none());
+    if numbers.iter().any(|value| big(&value)) {
+        charge(BIG)?;
+    }
     let small = numbers.iter().filter_map(|value| value.as_number().ok()).all(|number| {
         number.as_i128().is_some()
             || !number.is_integer()
@@ -84,6 +95,7 @@ pub(super) fn agree(args: &[Value]) -> Result<Value, Fault> {
     for set in sets.iter() {
         let Value::Set(set) = set else { return Err(Fault::Failed) };
         for value in set.iter() {
+            charge_comparison(agreed, value)?;
             if *agreed != Value::Undefined && agreed != value {
                 return Err(Fault::Conflict);
             }
@@ -104,10 +116,27 @@ pub(super) fn not_empty(args: &[Value]) -> Result<Value, Fault> {
 /// Refuses a second value for the key of an object ([SEC-REGO-7]).
 pub(super) fn unique(args: &[Value]) -> Result<Value, Fault> {
     let [Value::Object(object), key, value] = args else { return Err(Fault::Failed) };
-    match object.get(key) {
-        Some(earlier) if earlier != value => Err(Fault::Conflict),
-        _ => Ok(Value::Bool(true)),
-    }
+    charge_all(std::slice::from_ref(key))?;
+    let Some(earlier) = object.get(key) else { return Ok(Value::Bool(true)) };
+    charge_comparison(earlier, value)?;
+    if earlier == value { Ok(Value::Bool(true)) } else { Err(Fault::Conflict) }
+}
+
+/// Charges for values that become part of others, or keys.
+pub(super) fn weigh(args: &[Value]) -> Result<Value, Fault> {
+    charge_all(args).map(|()| Value::Null)
+}
+
+/// Charges for a comparison.
+pub(super) fn weigh_comparison(args: &[Value]) -> Result<Value, Fault> {
+    let [a, b] = args else { return Err(Fault::Failed) };
+    charge_comparison(a, b).map(|()| Value::Null)
+}
+
+/// Charges for looking into a collection.
+pub(super) fn weigh_search(args: &[Value]) -> Result<Value, Fault> {
+    let [collection, value] = args else { return Err(Fault::Failed) };
+    charge_search(collection, value).map(|()| Value::Null)
 }
 
 /// The time of the evaluation, which fails where it is not known.

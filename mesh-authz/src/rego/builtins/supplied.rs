@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use regorus::Value;
 
 use super::Fault;
+use super::meter::charge;
 use crate::rego::input::MAX_INPUT_BYTES;
 use crate::rego::parse::Budget;
 
@@ -51,6 +52,7 @@ pub(super) fn cidr_contains_matches(args: &[Value]) -> Result<Value, Fault> {
     if nets.len().saturating_mul(inner.len()) > MAX_PAIRS {
         return Err(Fault::TooLarge);
     }
+    charge(nets.len().saturating_mul(inner.len()))?;
     let mut pairs = std::collections::BTreeSet::new();
     for (key, net) in &nets {
         for (other, inner) in &inner {
@@ -103,6 +105,7 @@ pub(super) fn cidr_merge(args: &[Value]) -> Result<Value, Fault> {
     if nets.len() > MAX_MERGED {
         return Err(Fault::TooLarge);
     }
+    charge(nets.len().saturating_mul(8))?;
     let nets: Vec<IpNet> = nets.into_iter().map(|(_, net)| net.trunc()).collect();
     let merged = IpNet::aggregate(&nets).into_iter().map(|net| Value::from(net.to_string()));
     Ok(Value::from(merged.collect::<std::collections::BTreeSet<_>>()))

@@ -15,9 +15,12 @@
 //! | a key given twice | keep the last value | a second, different value ends evaluation |
 //! | the end of a body | take undefined for success and skip `else` | a guard fails it |
 //! | several values of a rule | be undefined, or be the last | its definitions collect sets, which must agree |
+//! | comparisons, lookups, literals | take as long as their values are large | a call beside each charges for it |
 //!
 //! The cases are pinned by tests against regorus' interpreter, so that a new version of regorus
 //! cannot change them unseen.
+
+mod charge;
 
 use regorus::Value;
 use regorus::rvm::Instruction;
@@ -108,6 +111,7 @@ impl Pass {
                 let comprehension = comprehension.ok_or_else(|| broken("a comprehension"))?;
                 comprehension.step = Some(self.open_step(at)?);
             }
+            self.charge_before(at, *instruction)?;
             match *instruction {
                 Instruction::Add { dest, left, right } => {
                     self.call("_add", dest, &[left, right])?;
@@ -166,6 +170,7 @@ impl Pass {
                 }
                 other => self.new.push(other),
             }
+            self.charge_after(at, *instruction)?;
             self.old.push(*instruction);
         }
         self.moved.push(self.new.len());

@@ -1,0 +1,165 @@
+//! Calls beside the instructions whose cost depends on their values ([SEC-REGO-4]).
+//!
+//! A value may look far larger than it is: `x1 := [x0, x0]`, `x2 := [x1, x1]` and so on share
+//! their parts, but are compared and printed part by part.
+
+use regorus::Value;
+use regorus::rvm::Instruction;
+use regorus::rvm::instructions::LiteralOrRegister;
+
+use super::{Pass, broken};
+use crate::rego::error::RegoLoadError;
+
+/// How far back in straight code the origin of a register is looked for.
+const LOOK_BACK: usize = 16;
+
+impl Pass {
+    /// Charges for comparing values, and for making them keys or parts of others.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all other instructions cost the same")]
+    pub(super) fn charge_before(
+        &mut self,
+        at: usize,
+        instruction: Instruction,
+    ) -> Result<(), RegoLoadError> {
+        let data = &self.program.instruction_data;
+        let missing = || broken("an instruction's parameters");
+        match instruction {
+            Instruction::Eq { left, right, .. }
+            | Instruction::Ne { left, right, .. }
+            | Instruction::Lt { left, right, .. }
+            | Instruction::Le { left, right, .. }
+            | Instruction::Gt { left, right, .. }
+            | Instruction::Ge { left, right, .. }
+            | Instruction::AssertEq { left, right } => {
+                if self.is_plain(left) || self.is_plain(right) {
+                    return Ok(());
+                }
+                self.weigh(at, "_weigh_pair", &[left, right])
+            }
+            Instruction::Contains { collection, value, .. } => {
+                self.weigh(at, "_weigh_in", &[collection, value])
+            }
+            Instruction::Index { key, .. } => self.weigh_each(at, &[key]),
+            Instruction::ChainedIndex { params_index } => {
+                let params = data.chained_index_params.get(usize::from(params_index));
+                let keys = registers(&params.ok_or_else(missing)?.path_components);
+                self.weigh_each(at, &keys)
+            }
+            Instruction::VirtualDataDocumentLookup { params_index } => {
+                let params =
+                    data.virtual_data_document_lookup_params.get(usize::from(params_index));
+                let keys = registers(&params.ok_or_else(missing)?.path_components);
+                self.weigh_each(at, &keys)
+            }
+            Instruction::ArrayPush { value, .. }
+            | Instruction::SetAdd { value, .. }
+            | Instruction::ObjectSet { value, .. }
+            | Instruction::ComprehensionYield { value_reg: value, .. } => {
+                self.weigh_each(at, &[value])
+            }
+            Instruction::Move { dest, src } if self.collects(at, dest) => {
+                self.weigh_each(at, &[src])
+            }
+            Instruction::SetCreate { params_index } => {
+                let params = data.get_set_create_params(params_index).ok_or_else(missing)?;
+                let elements = params.elements.clone();
+                self.weigh_each(at, &elements)
+            }
+            Instruction::ObjectCreate { params_index } => {
+                let params = data.get_object_create_params(params_index).ok_or_else(missing)?;
+                let keys: Vec<u8> = params.fields.iter().map(|(key, _)| *key).collect();
+                self.weigh_each(at, &keys)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Charges for what a literal has become.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are charged before")]
+    pub(super) fn charge_after(
+        &mut self,
+        at: usize,
+        instruction: Instruction,
+    ) -> Result<(), RegoLoadError> {
+        let data = &self.program.instruction_data;
+        let made = match instruction {
+            Instruction::ArrayCreate { params_index } => {
+                data.get_array_create_params(params_index).map(|params| params.dest)
+            }
+            Instruction::ObjectCreate { params_index } => {
+                data.get_object_create_params(params_index).map(|params| params.dest)
+            }
+            _ => return Ok(()),
+        };
+        let made = made.ok_or_else(|| broken("an instruction's parameters"))?;
+        self.weigh(at, "_weigh1", &[made])
+    }
+
+    fn weigh(&mut self, at: usize, how: &str, registers: &[u8]) -> Result<(), RegoLoadError> {
+        let (_, unread) = self.scratch(at)?;
+        self.call(how, unread, registers)
+    }
+
+    fn weigh_each(&mut self, at: usize, registers: &[u8]) -> Result<(), RegoLoadError> {
+        let heavy: Vec<u8> = registers.iter().copied().filter(|one| !self.is_plain(*one)).collect();
+        for pair in heavy.chunks(2) {
+            let how = if pair.len() == 1 { "_weigh1" } else { "_weigh2" };
+            self.weigh(at, how, pair)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the register was just loaded with something that has no parts.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "behind others nothing is known")]
+    fn is_plain(&self, register: u8) -> bool {
+        for instruction in self.old.iter().rev().take(LOOK_BACK) {
+            let dest = match instruction {
+                Instruction::Load { dest, literal_idx } => {
+                    if *dest == register {
+                        let literal = self.program.literals.get(usize::from(*literal_idx));
+                        return literal.is_some_and(|value| {
+                            !matches!(value, Value::Array(_) | Value::Set(_) | Value::Object(_))
+                        });
+                    }
+                    continue;
+                }
+                Instruction::LoadTrue { dest }
+                | Instruction::LoadFalse { dest }
+                | Instruction::LoadNull { dest }
+                | Instruction::LoadBool { dest, .. } => {
+                    if *dest == register {
+                        return true;
+                    }
+                    continue;
+                }
+                Instruction::LoadData { dest }
+                | Instruction::LoadInput { dest }
+                | Instruction::Move { dest, .. }
+                | Instruction::Index { dest, .. }
+                | Instruction::IndexLiteral { dest, .. }
+                | Instruction::CallRule { dest, .. } => dest,
+                Instruction::ChainedIndex { params_index } => {
+                    let params = &self.program.instruction_data.chained_index_params;
+                    match params.get(usize::from(*params_index)) {
+                        Some(params) => &params.dest,
+                        None => return false,
+                    }
+                }
+                _ => return false,
+            };
+            if *dest == register {
+                return false;
+            }
+        }
+        false
+    }
+}
+
+/// The registers among the parts of a path.
+fn registers(path: &[LiteralOrRegister]) -> Vec<u8> {
+    let register = |part: &LiteralOrRegister| match part {
+        LiteralOrRegister::Register(register) => Some(*register),
+        LiteralOrRegister::Literal(_) => None,
+    };
+    path.iter().filter_map(register).collect()
+}
