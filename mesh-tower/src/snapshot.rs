@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_authn::peer::{PeerModes, ServerTls};
+use mesh_authn::peer::{PeerModes, ServerTls, TlsError};
 use mesh_authn::request::{KeySets, RequestAuthenticator, TokenOptions};
 use mesh_authz::{PathNormalization, PolicySet, Scope, Semantics, Transport, XffTrust};
 use mesh_identity::x509::{Role, SvidError, verify_svid};
@@ -27,6 +27,8 @@ pub(crate) struct Inputs {
     pub(crate) forwarded: XffTrust,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) provider: Arc<CryptoProvider>,
+    /// Whether TLS 1.2 is spoken too.
+    pub(crate) tls12: bool,
     pub(crate) svid: Arc<X509Svid>,
     pub(crate) bundles: Arc<BundleSet>,
     pub(crate) withdrawn: bool,
@@ -56,6 +58,7 @@ pub(crate) struct Snapshot {
     /// Grows when identity or trust change; peers are judged again then.
     pub(crate) trust: u64,
     pub(crate) provider: Arc<CryptoProvider>,
+    pub(crate) tls12: bool,
     pub(crate) tokens: RequestAuthenticator,
     pub(crate) lacking: Arc<Lacking>,
     pub(crate) policies: PolicySet,
@@ -68,13 +71,17 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     /// Compiles all of it, or nothing: a snapshot never shows half of a change.
-    pub(crate) fn compile(inputs: &Inputs, generation: u64) -> Result<Self, Error> {
+    ///
+    /// Of the snapshot before it, what depends on nothing that has changed is kept.
+    pub(crate) fn compile(
+        inputs: &Inputs,
+        generation: u64,
+        before: Option<&Self>,
+    ) -> Result<Self, Error> {
         let Inputs { workload, settings, policies, .. } = inputs;
-        let time = Arc::new(RustlsClock(Arc::clone(&inputs.clock)));
-        let server_tls = ServerTls::builder(Arc::clone(&inputs.provider), time)
-            .identity(Arc::clone(&inputs.svid))
-            .trust(Arc::clone(&inputs.bundles))
-            .build()?;
+        let modes = PeerModes::compile(&policies.peer, workload, settings);
+        let kept = before.and_then(|before| before.tls_for(inputs, &modes));
+        let server_tls = kept.map_or_else(|| server_tls(inputs), Ok)?;
         let scope = Scope::new(workload.clone(), settings.clone())
             .with_semantics(inputs.semantics)
             .with_providers(inputs.providers.kinds())
@@ -82,13 +89,14 @@ impl Snapshot {
         Ok(Self {
             generation,
             forwarded: inputs.forwarded.clone(),
-            modes: PeerModes::compile(&policies.peer, workload, settings),
+            modes,
             server_tls,
             svid: Arc::clone(&inputs.svid),
             bundles: Arc::clone(&inputs.bundles),
             withdrawn: inputs.withdrawn,
             trust: inputs.trust,
             provider: Arc::clone(&inputs.provider),
+            tls12: inputs.tls12,
             tokens: RequestAuthenticator::compile(
                 &policies.request,
                 workload,
@@ -107,6 +115,19 @@ impl Snapshot {
             #[cfg(feature = "rego")]
             rego: inputs.rego.clone(),
         })
+    }
+
+    /// The TLS settings, where they may serve these inputs too: sessions and verified chains outlive
+    /// a change of policies or key sets, and end with any change of identity, trust or modes
+    /// ([SEC-TLS-10]).
+    fn tls_for(&self, inputs: &Inputs, modes: &PeerModes) -> Option<ServerTls> {
+        let same = self.trust == inputs.trust
+            && self.withdrawn == inputs.withdrawn
+            && self.modes == *modes
+            && Arc::ptr_eq(&self.svid, &inputs.svid)
+            && Arc::ptr_eq(&self.bundles, &inputs.bundles)
+            && Arc::ptr_eq(&self.provider, &inputs.provider);
+        same.then(|| self.server_tls.clone())
     }
 
     /// Whether our own identity may be used ([SEC-OPS-2]).
@@ -145,6 +166,14 @@ impl Snapshot {
         let algorithms = self.provider.signature_verification_algorithms.all;
         verify_svid(peer.chain(), &self.bundles, now, Role::Server, algorithms).map(|_| ())
     }
+}
+
+fn server_tls(inputs: &Inputs) -> Result<ServerTls, TlsError> {
+    let time = Arc::new(RustlsClock(Arc::clone(&inputs.clock)));
+    let builder = ServerTls::builder(Arc::clone(&inputs.provider), time)
+        .identity(Arc::clone(&inputs.svid))
+        .trust(Arc::clone(&inputs.bundles));
+    if inputs.tls12 { builder.with_tls12().build() } else { builder.build() }
 }
 
 /// Why our own identity cannot be used.

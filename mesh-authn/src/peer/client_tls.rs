@@ -146,7 +146,8 @@ impl<State> ClientTlsBuilder<State> {
         self
     }
 
-    /// Speaks TLS 1.2 too, with ECDHE and AEAD only, to servers that cannot speak 1.3.
+    /// Speaks TLS 1.2 too, with ECDHE and AEAD only, to servers that cannot speak 1.3; with RFC 7627
+    /// (extended master secret), as on the other side.
     pub fn with_tls12(mut self) -> Self {
         self.tls12 = true;
         self
@@ -204,6 +205,7 @@ impl ClientTlsBuilder<Ready> {
         config.alpn_protocols = protocol.names().iter().map(|name| name.to_vec()).collect();
         config.resumption = Resumption::store(sessions);
         config.enable_early_data = false;
+        config.require_ems = true;
         Ok(ClientTls { config: Arc::new(config), verifier })
     }
 }

@@ -133,7 +133,9 @@ impl ServerTlsBuilder<WantsTrust> {
 }
 
 impl ServerTlsBuilder<Ready> {
-    /// Accepts TLS 1.2 too, with ECDHE and AEAD only, for peers that cannot speak 1.3.
+    /// Accepts TLS 1.2 too, with ECDHE and AEAD only, for peers that cannot speak 1.3. They must
+    /// speak RFC 7627 (extended master secret): without it, a session could be resumed on behalf of
+    /// somebody else's certificate.
     pub fn with_tls12(mut self) -> Self {
         self.tls12 = true;
         self
@@ -163,6 +165,7 @@ impl ServerTlsBuilder<Ready> {
         config.send_tls13_tickets = TICKETS;
         config.ignore_client_order = true;
         config.max_early_data_size = 0;
+        config.require_ems = true;
         Ok(ServerTls { config: Arc::new(config), verifier })
     }
 }

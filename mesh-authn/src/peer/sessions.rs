@@ -205,6 +205,18 @@ impl ClientSessions {
         self.names.get(&name).is_some_and(|validity| self.is_now(validity))
     }
 
+    /// What has ended is not kept for a clock that may be set back ([SEC-OPS-5]).
+    fn stands_or_forget(&self, name: &ServerName<'_>) -> bool {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let stands = self.stands(name);
+        if !stands {
+            let name = name.to_owned();
+            self.names.remove(&name);
+            self.forget(&name);
+        }
+        stands
+    }
+
     fn is_now(&self, validity: Validity) -> bool {
         self.time.current_time().is_some_and(|now| validity.contains(now))
     }
@@ -231,7 +243,7 @@ impl ClientSessionStore for ClientSessions {
     }
 
     fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        self.stored.tls12_session(name).filter(|_| self.stands(name))
+        self.stored.tls12_session(name).filter(|_| self.stands_or_forget(name))
     }
 
     fn remove_tls12_session(&self, name: &ServerName<'static>) {
@@ -245,7 +257,7 @@ impl ClientSessionStore for ClientSessions {
     }
 
     fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        self.stored.take_tls13_ticket(name).filter(|_| self.stands(name))
+        self.stored.take_tls13_ticket(name).filter(|_| self.stands_or_forget(name))
     }
 }
 

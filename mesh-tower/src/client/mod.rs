@@ -52,7 +52,7 @@ pub struct Connector {
 struct Destination {
     address: SocketAddr,
     expected: ExpectedServer,
-    /// The TLS settings for one generation of the mesh, made at the first connection.
+    /// The TLS settings for one identity and trust of the mesh, made at the first connection.
     tls: Mutex<Option<(u64, ClientTls)>>,
 }
 
@@ -107,6 +107,10 @@ pub enum ConnectError {
     /// Our own identity cannot be used ([SEC-OPS-2]).
     #[error("{0}")]
     OwnIdentity(#[from] OwnIdentityError),
+
+    /// The server has agreed on no HTTP that we were to speak ([SEC-TLS-6]).
+    #[error("server does not speak the HTTP that was asked for")]
+    Protocol,
 
     /// The server finished the handshake but is not who was expected.
     #[error("server is not verified: {0}")]
@@ -200,6 +204,9 @@ impl Connector {
         let connection = stream.get_ref().1;
         let peer =
             tls.verified_peer(connection, self.mesh.clock().now()).map_err(ConnectError::Server)?;
+        if !speaks(self.protocol, connection.alpn_protocol()) {
+            return Err(ConnectError::Protocol);
+        }
         let info = ServerInfo {
             peer,
             alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
@@ -214,12 +221,23 @@ impl Connector {
     }
 }
 
+/// Whether what was agreed on can be spoken. A server that knows nothing of ALPN speaks HTTP/1.1;
+/// Istio's name for plain TCP, which we offer for its sake, is none of HTTP.
+fn speaks(protocol: ClientProtocol, agreed: Option<&[u8]>) -> bool {
+    match agreed {
+        Some(b"h2" | b"istio-h2") => true,
+        None | Some(b"http/1.1" | b"istio-http/1.1") => protocol != ClientProtocol::Http2,
+        Some(_) => false,
+    }
+}
+
 impl Destination {
     fn new(address: SocketAddr, expected: &ExpectedServer) -> Self {
         Self { address, expected: expected.clone(), tls: Mutex::new(None) }
     }
 
-    /// The settings for the mesh's current identity and trust; made anew after a change.
+    /// The settings for the mesh's current identity and trust; made anew after a change of either.
+    /// Policies are no reason: they say who may call us, not whom we call.
     fn tls(
         &self,
         mesh: &Mesh,
@@ -227,19 +245,20 @@ impl Destination {
         protocol: ClientProtocol,
     ) -> Result<ClientTls, TlsError> {
         let mut held = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((generation, tls)) = held.as_ref()
-            && *generation == snapshot.generation
+        if let Some((trust, tls)) = held.as_ref()
+            && *trust == snapshot.trust
         {
             return Ok(tls.clone());
         }
         let time = Arc::new(RustlsClock(mesh.shared_clock()));
-        let tls = ClientTls::builder(Arc::clone(&snapshot.provider), time)
+        let builder = ClientTls::builder(Arc::clone(&snapshot.provider), time)
             .identity(Arc::clone(&snapshot.svid))
             .trust(Arc::clone(&snapshot.bundles))
             .expect_server(self.expected.clone())
-            .protocol(protocol)
-            .build()?;
-        *held = Some((snapshot.generation, tls.clone()));
+            .protocol(protocol);
+        let builder = if snapshot.tls12 { builder.with_tls12() } else { builder };
+        let tls = builder.build()?;
+        *held = Some((snapshot.trust, tls.clone()));
         Ok(tls)
     }
 }

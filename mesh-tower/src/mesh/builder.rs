@@ -42,6 +42,7 @@ pub struct MeshBuilder {
     forwarded: XffTrust,
     clock: Arc<dyn Clock>,
     provider: Arc<CryptoProvider>,
+    tls12: bool,
     limits: Limits,
     observer: Arc<dyn Observer>,
     providers: ExtensionProviders,
@@ -59,6 +60,7 @@ impl MeshBuilder {
             forwarded: XffTrust::Nobody,
             clock: Arc::new(SystemClock),
             provider: Arc::new(rustls::crypto::ring::default_provider()),
+            tls12: false,
             limits: Limits::default(),
             observer: Arc::new(TracingObserver),
             providers: ExtensionProviders::default(),
@@ -100,6 +102,12 @@ impl MeshBuilder {
     /// The cryptography of TLS: ring by default, any rustls provider otherwise.
     pub fn crypto_provider(mut self, provider: Arc<CryptoProvider>) -> Self {
         self.provider = provider;
+        self
+    }
+
+    /// Speaks TLS 1.2 too, with ECDHE and AEAD only, to peers that cannot speak 1.3 ([SEC-TLS-1]).
+    pub fn with_tls12(mut self) -> Self {
+        self.tls12 = true;
         self
     }
 
@@ -234,6 +242,7 @@ impl MeshBuilder {
             forwarded: self.forwarded,
             clock: Arc::clone(&self.clock),
             provider: self.provider,
+            tls12: self.tls12,
             svid,
             bundles,
             policies,
@@ -246,7 +255,7 @@ impl MeshBuilder {
             #[cfg(feature = "rego")]
             rego: None,
         };
-        let snapshot = Snapshot::compile(&inputs, 1)?;
+        let snapshot = Snapshot::compile(&inputs, 1, None)?;
         let (changes, _) = watch::channel(1);
         let shared = Shared {
             inputs: Mutex::new(inputs),

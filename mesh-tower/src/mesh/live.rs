@@ -116,8 +116,9 @@ impl Mesh {
         let mut inputs = self.shared.inputs.lock().unwrap_or_else(PoisonError::into_inner);
         let mut edited = inputs.clone();
         edit(&mut edited);
-        let generation = self.snapshot().generation.saturating_add(1);
-        let compiled = Snapshot::compile(&edited, generation);
+        let before = self.snapshot();
+        let generation = before.generation.saturating_add(1);
+        let compiled = Snapshot::compile(&edited, generation, Some(&before));
         let mut last_error = self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner);
         match compiled {
             Ok(snapshot) => {
@@ -192,5 +193,68 @@ impl Mesh {
         every: Duration,
     ) {
         source::keep_policies(self, folder, default_namespace, every).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_identity::{MeshSettings, TrustBundle, Workload};
+    use rustls::ServerConfig;
+
+    use super::*;
+    use crate::{Clock as _, SystemClock};
+
+    const STRICT: &str = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+";
+    const NOBODY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody, namespace: shop}
+spec: {}
+";
+
+    /// [SEC-TLS-10] Settings of TLS own the sessions and the verified chains: they are the same ones
+    /// while identity, trust and modes are, and others after a change of any of these.
+    #[test]
+    fn sec_tls_10_what_keeps_sessions_and_verified_chains() {
+        let now = SystemClock.now();
+        let home = "cluster.local".parse().unwrap();
+        let authority =
+            mesh_ca::Authority::new_root(&home, Duration::from_secs(7200), now).unwrap();
+        let id = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
+        let svid = Arc::new(authority.issue_svid(&id, Duration::from_secs(3600), now).unwrap());
+        let pem = authority.certificate_pem();
+        let trust = TrustBundle::from_pem(home.clone(), pem.as_bytes()).unwrap();
+        let trust = Arc::new(BundleSet::from_bundles([trust]).unwrap());
+        let read = |text| Policies::read([("p.yaml", text)], "shop").unwrap();
+        let mesh = Mesh::builder(Workload::new("shop"), MeshSettings::new(home))
+            .build(Arc::clone(&svid), Arc::clone(&trust), Policies::none())
+            .unwrap();
+        let config = || mesh.snapshot().server_tls.config();
+        let mut held = config();
+        let mut kept = |what: &str, keeps: bool| {
+            let before: Arc<ServerConfig> = std::mem::replace(&mut held, config());
+            assert_eq!(Arc::ptr_eq(&before, &held), keeps, "{what}");
+        };
+        mesh.set_policies(read(NOBODY)).unwrap();
+        kept("policies", true);
+        mesh.set_providers(ExtensionProviders::default()).unwrap();
+        kept("authorizers", true);
+        mesh.begin_tcp().unwrap();
+        kept("TCP", true);
+        mesh.set_policies(read(STRICT)).unwrap();
+        kept("a mode", false);
+        mesh.set_policies(read(&[STRICT, NOBODY].join("---"))).unwrap();
+        kept("policies beside a mode", true);
+        mesh.set_identity(Arc::clone(&svid), Arc::clone(&trust)).unwrap();
+        kept("identity", false);
+        mesh.withdraw_identity();
+        kept("withdrawal", false);
+        mesh.set_identity(svid, trust).unwrap();
+        kept("return", false);
     }
 }

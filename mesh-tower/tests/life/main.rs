@@ -12,7 +12,11 @@
 
 mod client;
 mod end;
+mod handshakes;
 mod hostile;
+mod raw;
+mod refused;
+mod resumed;
 mod revoked;
 mod rotation;
 mod support;

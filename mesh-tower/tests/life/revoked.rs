@@ -21,13 +21,13 @@ use crate::support::{
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// An authority that publishes revocation lists; mesh-ca's certificates are too short-lived for it.
-struct Revoking {
+pub(crate) struct Revoking {
     authority: X509Authority,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Revoking {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "revoking");
@@ -40,7 +40,7 @@ impl Revoking {
         Self { authority, issuer: Issuer::new(params, key) }
     }
 
-    fn client(&self, serial: u64) -> Arc<X509Svid> {
+    pub(crate) fn client(&self, serial: u64) -> Arc<X509Svid> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.serial_number = Some(serial.into());
@@ -55,7 +55,7 @@ impl Revoking {
     }
 
     /// The bundle with a list, the number of which is also how many serials from 1 are revoked.
-    fn bundle(&self, server: &Authority, revoked: u64) -> Arc<BundleSet> {
+    pub(crate) fn bundle(&self, server: &Authority, revoked: u64) -> Arc<BundleSet> {
         let now = i64::try_from(SystemClock.now().as_secs()).unwrap();
         let time = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap();
         let params = CertificateRevocationListParams {

@@ -1,8 +1,8 @@
 //! A server in the mesh, clients with identities, and a clock that can be set.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -18,7 +18,8 @@ use mesh_ca::Authority;
 use mesh_tower::authn::peer::{ClientProtocol, ExpectedServer};
 use mesh_tower::identity::{BundleSet, MeshSettings, SpiffeId, TrustBundle, Workload, X509Svid};
 use mesh_tower::{
-    Clock, ConnectError, ConnectionInfo, Connector, Limits, Mesh, MeshStream, Policies, SystemClock,
+    Clock, ConnectError, ConnectionEvent, ConnectionInfo, Connector, DecisionEvent, Limits, Mesh,
+    MeshBuilder, MeshStream, Observer, Policies, SystemClock,
 };
 use rustls::pki_types::UnixTime;
 use tokio::net::{TcpListener, TcpStream};
@@ -85,6 +86,24 @@ pub(crate) fn policies(texts: &[&str]) -> Policies {
     Policies::read(texts, "shop").unwrap()
 }
 
+/// Why connections were refused, as an observer hears it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Refusals(Arc<Mutex<Vec<String>>>);
+
+impl Refusals {
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Observer for Refusals {
+    fn decided(&self, _: &DecisionEvent<'_>) {}
+
+    fn connection_refused(&self, event: &ConnectionEvent) {
+        self.0.lock().unwrap().push(event.reason.clone());
+    }
+}
+
 /// A server that runs until it is dropped.
 pub(crate) struct Server {
     pub(crate) mesh: Mesh,
@@ -102,11 +121,31 @@ pub(crate) async fn serve(
 ) -> Server {
     let mut limits = Limits::default();
     change(&mut limits);
-    let mesh = Mesh::builder(workload(), MeshSettings::new("cluster.local".parse().unwrap()))
-        .clock(Arc::new(clock.clone()))
-        .limits(limits)
-        .build(svid(authority, "server", HOUR), trust(&[authority]), policies)
-        .unwrap();
+    run(builder(clock).limits(limits), authority, policies).await
+}
+
+/// The same, for clients of TLS 1.2 too.
+pub(crate) async fn serve_tls12(
+    authority: &Authority,
+    clock: &SetClock,
+    policies: Policies,
+) -> Server {
+    run(builder(clock).with_tls12(), authority, policies).await
+}
+
+pub(crate) fn builder(clock: &SetClock) -> MeshBuilder {
+    let settings = MeshSettings::new("cluster.local".parse().unwrap());
+    Mesh::builder(workload(), settings).clock(Arc::new(clock.clone()))
+}
+
+async fn run(builder: MeshBuilder, authority: &Authority, policies: Policies) -> Server {
+    serve_mesh(
+        builder.build(svid(authority, "server", HOUR), trust(&[authority]), policies).unwrap(),
+    )
+    .await
+}
+
+pub(crate) async fn serve_mesh(mesh: Mesh) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
