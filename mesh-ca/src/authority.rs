@@ -8,7 +8,7 @@ use mesh_identity::{BundleSet, SpiffeId, TrustBundle, TrustDomain, X509Authority
 use rcgen::{Issuer, PublicKeyData};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{
-    CertificateDer, PrivatePkcs8KeyDer, SignatureVerificationAlgorithm, UnixTime,
+    CertificateDer, DnsName, PrivatePkcs8KeyDer, SignatureVerificationAlgorithm, UnixTime,
 };
 #[cfg(feature = "export")]
 use zeroize::Zeroizing;
@@ -23,7 +23,7 @@ use crate::profile::{self, DEFAULT_TTL, MAX_TTL, after, backdated};
 pub(crate) const LEAST_LEFT: Duration = Duration::from_secs(30 * 60);
 
 /// The signatures that an issued certificate may carry.
-static ALGORITHMS: &[&'static dyn SignatureVerificationAlgorithm] = &[
+pub(crate) static ALGORITHMS: &[&'static dyn SignatureVerificationAlgorithm] = &[
     webpki::ring::ECDSA_P256_SHA256,
     webpki::ring::ECDSA_P256_SHA384,
     webpki::ring::ECDSA_P384_SHA256,
@@ -203,7 +203,7 @@ impl Authority {
         // What it would issue is what shows whether the chain leads to a root.
         let probe = format!("spiffe://{trust_domain}/probe").parse()?;
         let key = CaKey::generate(KeyKind::P256)?;
-        authority.issue(&probe, &key, DEFAULT_TTL, now)?;
+        authority.issue(&probe, &[], &key, DEFAULT_TTL, now)?;
         Ok(authority)
     }
 
@@ -267,18 +267,19 @@ impl Authority {
         ttl: Duration,
         now: UnixTime,
     ) -> Result<X509Svid, CaError> {
-        Ok(self.issue_with_key(id, ttl, now)?.0)
+        Ok(self.issue_with_key(id, &[], ttl, now)?.0)
     }
 
     /// The SVID, and what the issue log says of it.
     pub(crate) fn issue_with_key(
         &self,
         id: &SpiffeId,
+        dns_names: &[DnsName<'_>],
         ttl: Duration,
         now: UnixTime,
     ) -> Result<(X509Svid, Issued), CaError> {
         let pkcs8 = generate_pkcs8(KeyKind::P256)?;
-        let issued = self.issue(id, &Generated::from_pkcs8(&pkcs8)?, ttl, now)?;
+        let issued = self.issue(id, dns_names, &Generated::from_pkcs8(&pkcs8)?, ttl, now)?;
         let key = PrivatePkcs8KeyDer::from(pkcs8.as_slice());
         let svid = X509Svid::from_der(issued.chain.clone(), &key)?;
         Ok((svid, issued))
@@ -316,12 +317,13 @@ impl Authority {
         if own.into_iter().chain(roots).any(|key| key == request.spki()) {
             return Err(CaError::OwnKey);
         }
-        self.issue(id, request.key(), ttl, now)
+        self.issue(id, &[], request.key(), ttl, now)
     }
 
     fn issue(
         &self,
         id: &SpiffeId,
+        dns_names: &[DnsName<'_>],
         key: &impl PublicKeyData,
         ttl: Duration,
         now: UnixTime,
@@ -336,7 +338,7 @@ impl Authority {
         let ttl = if ttl.is_zero() { DEFAULT_TTL } else { ttl.min(MAX_TTL) };
         let not_before = backdated(now);
         let not_after = after(now, ttl).min(self.not_after);
-        let (params, serial) = profile::leaf(id, not_before, not_after)?;
+        let (params, serial) = profile::leaf(id, dns_names, not_before, not_after)?;
         let leaf = params.signed_by(key, &self.issuer)?.der().clone();
         let mut chain = vec![leaf];
         chain.extend(self.intermediates.iter().cloned());

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use mesh_identity::{SpiffeId, TrustBundle, TrustDomain, X509Svid};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, DnsName, UnixTime};
 
 use crate::authority::{Authority, Issued};
 use crate::csr::CertificateRequest;
@@ -144,8 +144,27 @@ impl Ca {
         ttl: Duration,
         now: UnixTime,
     ) -> Result<X509Svid, CaError> {
+        self.issue_server_svid(caller, id, &[], ttl, now)
+    }
+
+    /// Issues an SVID that has DNS names beside its identity, for a server that is looked up by name,
+    /// such as this authority's own API. The names come from the program's configuration, never from
+    /// a request ([SEC-CA-1]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Ca::issue_svid`].
+    pub fn issue_server_svid(
+        &self,
+        caller: &str,
+        id: &SpiffeId,
+        dns_names: &[DnsName<'_>],
+        ttl: Duration,
+        now: UnixTime,
+    ) -> Result<X509Svid, CaError> {
         let _place = self.admit(caller, id, IssuedKind::X509, ttl, now)?;
-        let (svid, issued) = self.view().signing.issue_with_key(id, self.cap(ttl), now)?;
+        let signing = Arc::clone(&self.view().signing);
+        let (svid, issued) = signing.issue_with_key(id, dns_names, self.cap(ttl), now)?;
         self.record_certificate(caller, id, &issued, now)?;
         Ok(svid)
     }

@@ -21,6 +21,8 @@ mod persist;
 mod profile;
 mod rotate;
 mod rotation;
+#[cfg(feature = "serve")]
+pub mod serve;
 mod settings;
 mod state;
 

@@ -9,7 +9,7 @@ use rcgen::{
     KeyUsagePurpose, SanType, SerialNumber,
 };
 use ring::rand::{SecureRandom, SystemRandom};
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{DnsName, UnixTime};
 use time::OffsetDateTime;
 
 use crate::error::CaError;
@@ -24,14 +24,19 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
 pub const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A leaf and its serial number: one URI SAN, no subject, digitalSignature, both TLS roles, never a CA.
+/// DNS names follow the URI; only the authority's own servers have some.
 pub(crate) fn leaf(
     id: &SpiffeId,
+    dns_names: &[DnsName<'_>],
     not_before: UnixTime,
     not_after: UnixTime,
 ) -> Result<(CertificateParams, Vec<u8>), CaError> {
     let mut params = common(not_before, not_after)?;
     let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes);
     params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+    for name in dns_names {
+        params.subject_alt_names.push(SanType::DnsName(name.as_ref().try_into()?));
+    }
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =

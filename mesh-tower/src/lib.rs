@@ -5,6 +5,8 @@
 //! Handlers find the verified caller in the request's extensions: [`Permit`].
 
 mod body;
+#[cfg(feature = "ca-serve")]
+mod ca_tokens;
 mod client;
 mod clock;
 mod connection;
@@ -45,6 +47,8 @@ pub use mesh_ca as ca;
 pub use mesh_identity as identity;
 
 pub use body::{RequestBody, ResponseBody};
+#[cfg(feature = "ca-serve")]
+pub use ca_tokens::{JwtSvids, ServiceAccounts};
 pub use client::{ConnectError, Connector, MeshClient, MeshStream, ServerInfo};
 pub use clock::{Clock, SystemClock};
 pub use connection::{ConnectionInfo, Security, TlsFacts};
