@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub(crate) struct Vector {
     pub(crate) id: String,
     pub(crate) group: String,
@@ -21,9 +21,15 @@ impl Vector {
     pub(crate) fn has_tag(&self, tag: &str) -> bool {
         self.tags.iter().any(|own| own == tag)
     }
+
+    /// Whether the README lists what Envoy accepts here as a tolerance, of one of these kinds.
+    pub(crate) fn tolerates(&self, kinds: &[&str]) -> bool {
+        let is_of = |kind: &&str| self.has_tag(&format!("kind:{kind}"));
+        self.has_tag("envoy-tolerates") && kinds.iter().any(is_of)
+    }
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) scheme: String,
@@ -32,7 +38,7 @@ pub(crate) struct Request {
     pub(crate) headers: Vec<(String, String)>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Probe {
     #[serde(rename_all = "camelCase")]
@@ -45,7 +51,7 @@ pub(crate) enum Probe {
     },
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub(crate) struct Expect {
     pub(crate) outcome: Outcome,
     pub(crate) error: Option<String>,
