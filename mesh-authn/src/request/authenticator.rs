@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, HeaderName, ORIGIN};
@@ -14,12 +14,13 @@ use super::RequestView;
 use super::cache::TokenCache;
 use super::effects::Effects;
 use super::few::Few;
+use super::json::allocated;
 use super::judge::Judge;
 use super::key_set::KeySet;
 use super::options::{TokenOptions, Tolerance};
 use super::refusal::{Reason, Refusal};
 use super::resource::{JwtRule, RequestAuthentication, RuleKeys};
-use super::token::Times;
+use super::token::{KnownHeader, ParsedToken, Times};
 
 /// Claims that every rule splits at spaces, whatever it says ([SEM-JWT-61]).
 const ALWAYS_SPACE_DELIMITED: [&str; 2] = ["scope", "permission"];
@@ -47,6 +48,8 @@ pub(super) struct Rule {
     /// Reduced as [`reduce_audience`] does.
     pub(super) audiences: Vec<String>,
     pub(super) space_delimited: BTreeSet<String>,
+    /// Of the first token that was accepted.
+    pub(super) known_header: OnceLock<KnownHeader>,
 }
 
 /// A token that a rule has accepted, with all that follows from it.
@@ -201,6 +204,12 @@ impl RequestAuthenticator {
         self.cache.len()
     }
 
+    /// Bytes that the cache holds, at most [`super::MAX_CACHE_BYTES`]; for a metric.
+    #[must_use]
+    pub fn cached_bytes(&self) -> u64 {
+        self.cache.memory()
+    }
+
     /// The source of the key set that lacked the key a refused token names, if that is why: the
     /// set may be older than the key ([`super::KeyRefresh::missing_key`]).
     #[must_use]
@@ -260,7 +269,8 @@ impl Rule {
         let audiences = spec.audiences.iter().map(|audience| reduce_audience(audience).to_owned());
         let always = ALWAYS_SPACE_DELIMITED.map(str::to_owned);
         let space_delimited = spec.space_delimited.iter().cloned().chain(always).collect();
-        Self { keys, fetched, audiences: audiences.collect(), space_delimited, spec }
+        let audiences = audiences.collect();
+        Self { keys, fetched, audiences, space_delimited, known_header: OnceLock::new(), spec }
     }
 
     /// [SEM-JWT-21]
@@ -273,6 +283,33 @@ impl Rule {
             return Ok(());
         }
         Err(Reason::Audience)
+    }
+
+    /// Bytes that a token keeps because policies see some of its claims as lists: the pieces, and
+    /// a second copy of all claims, which [`VerifiedToken::payload`] makes when it is asked.
+    pub(super) fn split_memory(&self, token: &ParsedToken<'_>) -> usize {
+        const PIECE: usize = 32 + 2 * size_of::<serde_json::Value>();
+        let texts = self.space_delimited.iter().filter_map(|name| token.claims.text(name));
+        let pieces = texts.map(|text| {
+            let spaces = memchr::memchr_iter(b' ', text.as_bytes()).count();
+            spaces.saturating_add(8).saturating_mul(PIECE).saturating_add(text.len())
+        });
+        let pieces = pieces.fold(0, usize::saturating_add);
+        if pieces == 0 { 0 } else { pieces.saturating_add(token.claims_memory) }
+    }
+}
+
+impl Accepted {
+    /// Bytes on the heap beside the token.
+    pub(super) fn outputs_memory(&self) -> usize {
+        let Self { token: _, payload_output, claim_outputs, times: _, findings } = self;
+        let values = payload_output.iter().chain(claim_outputs).map(|(_, value)| value.len());
+        let values = values.map(|len| allocated(len).saturating_add(32));
+        let list = claim_outputs.capacity().saturating_mul(size_of::<(HeaderName, HeaderValue)>());
+        values.fold(
+            allocated(list).saturating_add(allocated(findings.capacity())),
+            usize::saturating_add,
+        )
     }
 }
 

@@ -11,12 +11,14 @@ use quick_cache::sync::Cache;
 use quick_cache::{Equivalent, Weighter};
 
 use super::authenticator::Accepted;
+use super::json::allocated;
 
-/// Most memory that cached tokens may use, in bytes, by an estimate that errs high.
-pub const MAX_CACHE_BYTES: u64 = 16 * 1024 * 1024;
+/// Most memory that cached tokens may use, in bytes, by an estimate that errs high. A token with
+/// 1 kB of claims takes about 10 kB: its text, its claims parsed, and the table.
+pub const MAX_CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
-/// Most tokens that are cached at once, by rule: each weighs more than 1 KiB.
-pub const MAX_CACHED_TOKENS: u64 = MAX_CACHE_BYTES / ENTRY_COST;
+/// Most tokens that are cached at once, by rule; the smallest takes more than 1 KiB.
+pub const MAX_CACHED_TOKENS: u64 = MAX_CACHE_BYTES / 1024;
 
 /// Longest time in seconds for which a signature check is believed without a new one.
 pub const MAX_CACHE_SECONDS: u64 = 300;
@@ -24,12 +26,15 @@ pub const MAX_CACHE_SECONDS: u64 = 300;
 /// Most tokens that are expected at once; only sizes the tables.
 const EXPECTED_TOKENS: usize = 4096;
 
-/// What an entry costs beside its text: claims parsed, the policy's view of them, the table.
-const ENTRY_COST: u64 = 1024;
+/// What every entry takes: a place in the tables, which grow by doubling and remember entries that
+/// had to go; [`Accepted`], and the token in it, which is shared with requests.
+const FIXED: usize =
+    3 * (size_of::<Key>() + size_of::<Entry>() + 40) + (size_of::<Accepted>() + 32) + 160;
 
 /// Bytes hashed, from the token's end. These are signature, which nobody chooses freely, so that
-/// different tokens collide by chance only; and a collision costs one comparison.
-const HASHED_BYTES: usize = 32;
+/// different tokens collide by chance only; and a collision costs one comparison. The rule is
+/// compared too, but not hashed: a token is good for few rules.
+const HASHED_BYTES: usize = 16;
 
 /// Accepted tokens by rule and text.
 pub(super) struct TokenCache {
@@ -39,8 +44,18 @@ pub(super) struct TokenCache {
 /// A token accepted by a rule, and until when the cache may say so.
 #[derive(Clone)]
 pub(super) struct Entry {
-    pub(super) accepted: Arc<Accepted>,
-    pub(super) until: u64,
+    accepted: Arc<Accepted>,
+    until: u64,
+    /// Bytes, without the token's text.
+    memory: u64,
+}
+
+impl Entry {
+    /// `memory` is what the accepted token keeps on the heap beside itself and its text.
+    pub(super) fn new(accepted: Arc<Accepted>, until: u64, memory: usize) -> Self {
+        let memory = memory.saturating_add(FIXED);
+        Self { accepted, until, memory: u64::try_from(memory).unwrap_or(u64::MAX) }
+    }
 }
 
 #[derive(Clone, Eq, PartialEq)]
@@ -76,19 +91,23 @@ impl TokenCache {
         self.entries.len()
     }
 
+    pub(super) fn memory(&self) -> u64 {
+        self.entries.weight()
+    }
+
     pub(super) fn insert(&self, rule: usize, token: &[u8], entry: Entry) {
         self.entries.insert(Key { rule, token: token.into() }, entry);
     }
 }
 
-/// Memory of an entry: its text, and three times that for the claims in it.
+/// The memory of an entry in bytes.
 #[derive(Clone)]
 struct Weight;
 
 impl Weighter<Key, Entry> for Weight {
-    fn weight(&self, key: &Key, _: &Entry) -> u64 {
-        let text = u64::try_from(key.token.len()).unwrap_or(u64::MAX);
-        text.saturating_mul(4).saturating_add(ENTRY_COST)
+    fn weight(&self, key: &Key, entry: &Entry) -> u64 {
+        let text = u64::try_from(allocated(key.token.len())).unwrap_or(u64::MAX);
+        entry.memory.saturating_add(text)
     }
 }
 
@@ -100,9 +119,10 @@ impl Hash for Key {
 
 impl Hash for Lookup<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.rule.hash(state);
-        let start = self.token.len().saturating_sub(HASHED_BYTES);
-        self.token.get(start..).unwrap_or_default().hash(state);
+        match self.token.last_chunk::<HASHED_BYTES>() {
+            Some(tail) => state.write(tail),
+            None => state.write(self.token),
+        }
     }
 }
 

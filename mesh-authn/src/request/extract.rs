@@ -34,9 +34,7 @@ pub(super) fn tokens<'a>(
                 }
             }
             TokenPlace::Param(name) => {
-                let first =
-                    params(request.path_and_query).find(|(key, _)| **key == *name.as_bytes());
-                if let Some((_, token)) = first {
+                if let Some(token) = values_of(request.path_and_query, name).next() {
                     found.push(Found { place, token });
                 }
             }
@@ -113,18 +111,29 @@ pub(super) fn names_bearer(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Names and values of the query, percent-decoded ([SEM-JWT-06]). A plus is a plus.
-pub(super) fn params(path_and_query: &str) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
-    pieces(path_and_query).map(|piece| {
-        let (name, value) = piece.split_once('=').unwrap_or((piece, ""));
-        (percent_decode(name), percent_decode(value))
+/// The values of a parameter, percent-decoded ([SEM-JWT-06]). A plus is a plus.
+pub(super) fn values_of<'a>(
+    path_and_query: &'a str,
+    name: &str,
+) -> impl Iterator<Item = Cow<'a, [u8]>> {
+    // Most queries hold no token: a look at the bytes tells.
+    let query = query_of(path_and_query).filter(|query| {
+        memchr::memchr(b'%', query.as_bytes()).is_some()
+            || memchr::memmem::find(query.as_bytes(), name.as_bytes()).is_some()
+    });
+    query.into_iter().flat_map(|query| query.split('&')).filter_map(move |piece| {
+        let (key, value) = piece.split_once('=').unwrap_or((piece, ""));
+        (*percent_decode(key) == *name.as_bytes()).then(|| percent_decode(value))
     })
+}
+
+fn query_of(path_and_query: &str) -> Option<&str> {
+    path_and_query.split_once('?').map(|(_, query)| query)
 }
 
 /// The query cut at ampersands, empty pieces included.
 fn pieces(path_and_query: &str) -> impl Iterator<Item = &str> {
-    let query = path_and_query.split_once('?').map(|(_, query)| query);
-    query.into_iter().flat_map(|query| query.split('&'))
+    query_of(path_and_query).into_iter().flat_map(|query| query.split('&'))
 }
 
 /// The path without these parameters, every other byte kept. (Envoy decodes, sorts and joins the

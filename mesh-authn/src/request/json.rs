@@ -3,6 +3,7 @@
 //! serde_json's own map keeps the last of two equal names; a verifier and an application that keep
 //! different ones would see different tokens ([SEC-JWT-3]), so both are refused here.
 
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -12,35 +13,86 @@ use serde_json::{Map, Number, Value};
 /// ends here, so no payload exhausts the stack ([SEM-ADV-66]).
 pub(super) const MAX_DEPTH: usize = 100;
 
+/// An object, and the memory that it keeps.
+pub(super) struct Object {
+    pub(super) members: Map<String, Value>,
+    /// Bytes on the heap, by an estimate that errs high.
+    pub(super) memory: usize,
+}
+
 /// Reads a text that is exactly one JSON object, or `null`, which is an object without members to
 /// Envoy; nothing when it is anything else.
-pub(super) fn parse_object(text: &[u8]) -> Option<Map<String, Value>> {
+pub(super) fn parse_object(text: &[u8]) -> Option<Object> {
     // Once for all strings in it.
     let text = std::str::from_utf8(text).ok()?;
     let mut json = serde_json::Deserializer::from_str(text);
-    let value = Strict { depth: MAX_DEPTH }.deserialize(&mut json).ok()?;
+    let work = Work::default();
+    let value = Strict { depth: MAX_DEPTH, work: &work }.deserialize(&mut json).ok()?;
     json.end().ok()?;
-    match value {
-        Value::Object(object) => Some(object),
-        Value::Null => Some(Map::new()),
-        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => None,
+    let members = match value {
+        Value::Object(object) => object,
+        Value::Null => Map::new(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => return None,
+    };
+    Some(Object { members, memory: work.memory.get() })
+}
+
+/// What an allocation of so many bytes takes from a common allocator.
+pub(super) fn allocated(bytes: usize) -> usize {
+    if bytes == 0 {
+        return 0;
+    }
+    // Words of its own, sixteen bytes at a time, and at least two sixteens.
+    bytes.saturating_add(31) & !15
+}
+
+/// A leaf of the tree in a map: eleven names and values, a parent and two counts.
+const LEAF: usize = 11 * (size_of::<String>() + size_of::<Value>()) + 16;
+
+/// The children of a node that is no leaf.
+const CHILDREN: usize = 12 * size_of::<usize>();
+
+/// What a map of so many members keeps beside the names' and the values' own memory. A node but
+/// the root is at least five elevenths full.
+fn map_memory(members: usize) -> usize {
+    if members == 0 {
+        return 0;
+    }
+    let leaves = if members <= 11 { 1 } else { members.div_ceil(6) };
+    let inner = if leaves == 1 { 0 } else { leaves.div_ceil(6) };
+    let leaves = leaves.saturating_mul(allocated(LEAF));
+    leaves.saturating_add(inner.saturating_mul(allocated(LEAF.saturating_add(CHILDREN))))
+}
+
+/// What is shared by all values of a text while it is read.
+#[derive(Default)]
+struct Work {
+    /// Items of lists that are not complete: a list gets memory when its length is known.
+    items: RefCell<Vec<Value>>,
+    memory: Cell<usize>,
+}
+
+impl Work {
+    fn add(&self, bytes: usize) {
+        self.memory.set(self.memory.get().saturating_add(bytes));
     }
 }
 
 /// Reads a value that may nest `depth` levels deep.
 #[derive(Clone, Copy)]
-struct Strict {
+struct Strict<'w> {
     depth: usize,
+    work: &'w Work,
 }
 
-impl Strict {
+impl Strict<'_> {
     fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
         let depth = self.depth.checked_sub(1).ok_or_else(|| E::custom("nested too deep"))?;
-        Ok(Self { depth })
+        Ok(Self { depth, ..self })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -48,7 +100,7 @@ impl<'de> DeserializeSeed<'de> for Strict {
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,19 +128,19 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        self.work.add(allocated(value.len()));
         Ok(Value::String(value.to_owned()))
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
         let deeper = self.deeper()?;
-        let mut items = Vec::new();
+        let Work { items, .. } = self.work;
+        let start = items.borrow().len();
         while let Some(item) = list.next_element_seed(deeper)? {
-            items.push(item);
+            items.borrow_mut().push(item);
         }
+        let items: Vec<Value> = items.borrow_mut().drain(start..).collect();
+        self.work.add(allocated(items.len().saturating_mul(size_of::<Value>())));
         Ok(Value::Array(items))
     }
 
@@ -96,11 +148,13 @@ impl<'de> Visitor<'de> for Strict {
         let deeper = self.deeper()?;
         let mut object = Map::new();
         while let Some(name) = map.next_key::<String>()? {
+            self.work.add(allocated(name.capacity()));
             let value = map.next_value_seed(deeper)?;
             if object.insert(name, value).is_some() {
                 return Err(A::Error::custom("a name occurs twice"));
             }
         }
+        self.work.add(map_memory(object.len()));
         Ok(Value::Object(object))
     }
 }

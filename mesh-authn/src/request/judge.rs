@@ -17,7 +17,7 @@ use super::few::Few;
 use super::options::Tolerance;
 use super::refusal::{Reason, Refusal};
 use super::resource::TokenPlace;
-use super::token::{ParsedToken, SKEW};
+use super::token::{Header, ParsedToken, SKEW};
 
 /// The state of one request while it is judged.
 pub(super) struct Judge<'a> {
@@ -256,14 +256,13 @@ impl<'a> Judge<'a> {
     fn has_repeated_parameter(&self) -> bool {
         let places = self.of.rules.iter().flat_map(|rule| &rule.spec.places);
         let mut names = places.filter_map(|place| match place {
-            TokenPlace::Param(name) => Some(name.as_bytes()),
+            TokenPlace::Param(name) => Some(name.as_str()),
             TokenPlace::Header(..) | TokenPlace::Cookie(_) => None,
         });
-        self.request.path_and_query.contains('?')
-            && names.any(|name| {
-                let given = extract::params(self.request.path_and_query);
-                given.filter(|(key, _)| **key == *name).nth(1).is_some()
-            })
+        names.any(|name| {
+            let mut given = extract::values_of(self.request.path_and_query, name);
+            given.nth(1).is_some()
+        })
     }
 
     /// A rule without issuer has accepted a token whose `iss` is another rule's, and no such rule
@@ -361,7 +360,7 @@ impl RequestAuthenticator {
         {
             return Ok(accepted);
         }
-        let parsed = ParsedToken::parse(token)?;
+        let parsed = ParsedToken::parse(token, rule.known_header.get())?;
         // [SEM-JWT-19]
         if rule.spec.issuer().is_some_and(|issuer| parsed.claims.issuer() != Some(issuer)) {
             return Err(Reason::UnknownIssuer.into());
@@ -369,10 +368,11 @@ impl RequestAuthenticator {
         parsed.times.check(now, SKEW)?;
         rule.accepts_audience(&parsed.audiences)?;
         let keys = rule.keys.as_ref().ok_or(Reason::KeysUnavailable)?;
-        let kid = parsed.kid.as_deref();
+        let Header { algorithm, kid, .. } = &*parsed.header;
+        let kid = kid.as_deref();
         let (signed, signature) = (&parsed.signed, &parsed.signature);
         let key_findings = keys
-            .verify(kid, parsed.algorithm, signed, signature, rule.fetched, &self.options)
+            .verify(kid, *algorithm, signed, signature, rule.fetched, &self.options)
             .map_err(|reason| {
                 let lacks_key = rule.fetched && kid.is_some_and(|kid| !keys.has_kid(kid));
                 Failure { reason, lacks_key: lacks_key && reason == Reason::NoMatchingKey }
@@ -380,6 +380,11 @@ impl RequestAuthenticator {
         let payload_output = payload_output(rule.spec.payload_header.as_ref(), parsed.payload_part);
         let claim_outputs = claim_outputs(&rule.spec.claim_headers, &parsed.claims);
         let one_spelling = parsed.findings.iter().all(|finding| *finding == Tolerance::NoExpiry);
+        // One token in many spellings must not fill the cache.
+        let keep = one_spelling.then(|| {
+            rule.known_header.get_or_init(|| parsed.known_header());
+            parsed.claims_memory.saturating_add(rule.split_memory(&parsed))
+        });
         let mut findings = parsed.findings;
         findings.extend(key_findings);
         let names = rule.space_delimited.iter().map(String::as_str);
@@ -390,11 +395,10 @@ impl RequestAuthenticator {
             times: parsed.times,
             findings,
         });
-        // One token in many spellings must not fill the cache.
-        if one_spelling {
+        if let Some(claims_memory) = keep {
             let until = now.saturating_add(MAX_CACHE_SECONDS);
-            let entry = Entry { accepted: Arc::clone(&accepted), until };
-            self.cache.insert(index, token, entry);
+            let memory = claims_memory.saturating_add(accepted.outputs_memory());
+            self.cache.insert(index, token, Entry::new(Arc::clone(&accepted), until, memory));
         }
         Ok(accepted)
     }

@@ -159,14 +159,14 @@ impl JwtSvidVerifier {
         if token.len() > MAX_TOKEN_LEN {
             return Err(JwtSvidError::TooLong);
         }
-        let parsed = ParsedToken::parse(token.as_bytes()).map_err(|reason| {
+        let parsed = ParsedToken::parse(token.as_bytes(), None).map_err(|reason| {
             let unknown = reason == Reason::AlgorithmUnknown;
             if unknown { JwtSvidError::Algorithm } else { JwtSvidError::Token(reason) }
         })?;
-        if !is_allowed(parsed.algorithm) {
+        if !is_allowed(parsed.header.algorithm) {
             return Err(JwtSvidError::Algorithm);
         }
-        match &parsed.typ {
+        match &parsed.header.typ {
             None => {}
             Some(Value::String(typ)) if matches!(typ.as_str(), "JWT" | "JOSE") => {}
             Some(_) => return Err(JwtSvidError::Type),
@@ -182,16 +182,18 @@ impl JwtSvidVerifier {
         if !parsed.audiences.iter().any(|audience| self.audiences.contains(audience)) {
             return Err(JwtSvidError::Audience);
         }
-        let kid = parsed.kid.as_deref().filter(|kid| !kid.is_empty());
+        let kid = parsed.header.kid.as_deref().filter(|kid| !kid.is_empty());
         let kid = kid.ok_or(JwtSvidError::MissingKeyId)?;
         let keys = self.keys.iter().find(|(name, _)| name.as_str() == id.trust_domain());
         let (_, keys) = keys.ok_or(JwtSvidError::UnknownTrustDomain)?;
         let key = keys.iter().find(|key| key.kid.as_deref() == Some(kid));
         let key = key.ok_or(JwtSvidError::UnknownKey)?;
-        if !key.fits(Some(kid), parsed.algorithm) || !key.material.makes(parsed.algorithm) {
+        if !key.fits(Some(kid), parsed.header.algorithm)
+            || !key.material.makes(parsed.header.algorithm)
+        {
             return Err(JwtSvidError::Algorithm);
         }
-        match key.verify(parsed.algorithm, &parsed.signed, &parsed.signature) {
+        match key.verify(parsed.header.algorithm, &parsed.signed, &parsed.signature) {
             Answer::Good(findings) => {
                 if let Some(finding) = findings.first() {
                     return Err(JwtSvidError::NotAcceptable(*finding));

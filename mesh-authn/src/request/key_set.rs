@@ -130,7 +130,7 @@ impl KeySet {
         if text.len() > MAX_KEY_SET_LEN {
             return Err(KeySetError::TooLong);
         }
-        let object = json::parse_object(text).ok_or(KeySetError::NotJson)?;
+        let object = json::parse_object(text).ok_or(KeySetError::NotJson)?.members;
         let parsed: Vec<Result<Key, KeyProblem>> = match object.get("keys") {
             Some(Value::Array(list)) => list.iter().map(parse_key).collect(),
             Some(_) => return Err(KeySetError::NotAList),

@@ -1,6 +1,7 @@
 //! One token: three parts, header and payload, checked in Envoy's order; not yet its signature.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use mesh_identity::Claims;
 use serde_json::{Map, Value};
@@ -12,12 +13,12 @@ use super::refusal::{Reason, StringClaim, TimeClaim};
 
 /// A token whose form is right. Nobody has looked at its signature.
 pub(super) struct ParsedToken<'t> {
-    pub(super) algorithm: Algorithm,
-    /// As written in the header; a key's `alg` is compared with it.
-    pub(super) kid: Option<String>,
-    /// `typ` of the header; only JWT-SVIDs look at it.
-    pub(super) typ: Option<Value>,
+    pub(super) header: Arc<Header>,
+    /// The header part as it was in the token.
+    header_part: &'t [u8],
     pub(super) claims: Claims,
+    /// Bytes that the claims keep on the heap.
+    pub(super) claims_memory: usize,
     pub(super) times: Times,
     pub(super) audiences: Vec<String>,
     /// The payload part as it was in the token.
@@ -161,14 +162,23 @@ impl<'t> Parts<'t> {
 /// The header of a token ([SEM-JWT-17]).
 pub(super) struct Header {
     pub(super) algorithm: Algorithm,
+    /// As written; a key's `kid` is compared with it.
     pub(super) kid: Option<String>,
+    /// Only JWT-SVIDs look at it.
     pub(super) typ: Option<Value>,
+}
+
+/// A header part that has been read, without findings: nearly all tokens of a key begin with the
+/// same bytes.
+pub(super) struct KnownHeader {
+    part: Box<[u8]>,
+    header: Arc<Header>,
 }
 
 impl Header {
     pub(super) fn parse(part: &[u8], findings: &mut Vec<Tolerance>) -> Result<Self, Reason> {
         let text = base64url::decode(part, findings).ok_or(Reason::HeaderBase64)?;
-        let mut object = json::parse_object(&text).ok_or(Reason::HeaderJson)?;
+        let mut object = json::parse_object(&text).ok_or(Reason::HeaderJson)?.members;
         let Some(Value::String(algorithm)) = object.get("alg") else {
             return Err(Reason::AlgorithmMissing);
         };
@@ -187,17 +197,21 @@ impl Header {
 
 impl<'t> ParsedToken<'t> {
     /// The first problem wins; the order is Envoy's.
-    pub(super) fn parse(token: &'t [u8]) -> Result<Self, Reason> {
+    pub(super) fn parse(token: &'t [u8], known: Option<&KnownHeader>) -> Result<Self, Reason> {
         let mut findings = Vec::new();
         let parts = Parts::split(token).ok_or(Reason::Parts)?;
         if !parts.exact {
             findings.push(Tolerance::EmptySegments);
         }
-        let Header { algorithm, kid, typ } = Header::parse(parts.header, &mut findings)?;
+        let header = match known {
+            Some(known) if *known.part == *parts.header => Arc::clone(&known.header),
+            Some(_) | None => Arc::new(Header::parse(parts.header, &mut findings)?),
+        };
         let mut buffer = [0; PAYLOAD_BUFFER];
         let payload = base64url::decode_in(&mut buffer, parts.payload, &mut findings)
             .ok_or(Reason::PayloadBase64)?;
-        let object = json::parse_object(&payload).ok_or(Reason::PayloadJson)?;
+        let json::Object { members: object, memory } =
+            json::parse_object(&payload).ok_or(Reason::PayloadJson)?;
         if payload.trim_ascii() == b"null" {
             findings.push(Tolerance::NullPayload);
         }
@@ -214,10 +228,10 @@ impl<'t> ParsedToken<'t> {
         let signature =
             base64url::decode(parts.signature, &mut findings).ok_or(Reason::SignatureBase64)?;
         Ok(Self {
-            algorithm,
-            kid,
-            typ,
+            header,
+            header_part: parts.header,
             claims: Claims::new(object),
+            claims_memory: memory,
             times: Times { not_before, expires },
             audiences,
             payload_part: parts.payload,
@@ -225,6 +239,11 @@ impl<'t> ParsedToken<'t> {
             signature,
             findings,
         })
+    }
+
+    /// Its header, for the tokens that have the same; only when there are no findings.
+    pub(super) fn known_header(&self) -> KnownHeader {
+        KnownHeader { part: self.header_part.into(), header: Arc::clone(&self.header) }
     }
 }
 
