@@ -414,12 +414,12 @@ fn sec_rego_3_a_full_queue_refuses_and_late_work_is_written_off() {
     assert_eq!(submit("/fast"), Err(PoolFull));
     assert_eq!(RegoDecision::from(PoolFull).reason(), Some(RegoDenyReason::Overloaded));
     // Written off while it waits, it never runs; written off while it runs, it blocks nobody.
-    pool.write_off(waiting);
-    pool.write_off(stuck);
+    assert!(!pool.write_off(waiting));
+    assert!(pool.write_off(stuck));
     submit("/fast").unwrap();
     assert_eq!(receiver.recv().unwrap(), ("/fast", true));
     // What is done already is left alone.
-    pool.write_off(stuck);
+    let _done_or_not: bool = pool.write_off(stuck);
     submit("/fast").unwrap();
     let rest = [receiver.recv().unwrap(), receiver.recv().unwrap()];
     assert!(rest.contains(&("/fast", true)) && rest.contains(&("/slow", false)));

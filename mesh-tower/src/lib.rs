@@ -25,6 +25,8 @@ mod handlers;
 mod layer;
 mod mesh;
 mod observe;
+#[cfg(feature = "opa")]
+mod opa;
 mod open_path;
 mod policies;
 mod record;
@@ -71,6 +73,11 @@ pub use handlers::{
 pub use layer::MeshLayer;
 pub use mesh::{Mesh, MeshBuilder};
 pub use observe::{AccessEntry, ConnectionEvent, DecisionEvent, Observer, TracingObserver};
+#[cfg(feature = "opa")]
+pub use opa::{
+    BundleSource, BundleSourceError, BundleState, Bundles, LogUpload, LogUploadCounts, LogUploader,
+    OpaService, OpaServiceError,
+};
 pub use open_path::{OpenPath, OpenPathError};
 pub use policies::Policies;
 #[cfg(feature = "rego")]

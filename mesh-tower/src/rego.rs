@@ -3,9 +3,9 @@
 //! Evaluation runs on threads of its own ([SEC-REGO-3]); the request waits for them without
 //! holding an async worker, and not longer than the deadline.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -14,8 +14,8 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use http_body::Body;
 use mesh_authz::rego::{
-    BodyView, DecisionLogEvent, LogPolicy, RegoAnswer, RegoDecision, RegoDenyReason, RegoInput,
-    RegoPolicy, RegoPool,
+    BodyView, DEFAULT_QUERY, DecisionLogEvent, LogPolicy, RegoAnswer, RegoDecision, RegoDenyReason,
+    RegoInput, RegoPolicy, RegoPool,
 };
 use mesh_identity::VerifiedToken;
 use tokio::sync::oneshot;
@@ -39,9 +39,13 @@ const DEFAULT_MAX_BODY: usize = 16 * 1024;
 /// How long an answer may take, unless told otherwise.
 const DEFAULT_DEADLINE: Duration = Duration::from_millis(100);
 
-/// So many answers in a row that came too late, and the policy is not asked any more: it denies
-/// until it is replaced ([SEC-REGO-4]).
+/// So many evaluations in a row that outran the deadline, and the policy is taken out: it denies
+/// ([SEC-REGO-4]). One request in each [`REST`] is tried all the same, so that a busy machine does
+/// not take a good policy out for ever.
 const MAX_OVERRUNS: u32 = 8;
+
+/// How long a policy that was taken out rests before it is tried again.
+const REST: Duration = Duration::from_secs(1);
 
 /// A Rego policy in the request's way; [`crate::Mesh::set_rego`] puts it there.
 ///
@@ -52,6 +56,9 @@ const MAX_OVERRUNS: u32 = 8;
 #[derive(Clone, Debug)]
 pub struct RegoStage {
     current: Arc<ArcSwap<Loaded>>,
+    /// How it is with the bundles that are followed.
+    #[cfg(feature = "opa")]
+    pub(crate) states: Arc<Mutex<Vec<crate::BundleState>>>,
     pool: Arc<RegoPool>,
     max_body: Option<usize>,
     deadline: Duration,
@@ -61,19 +68,65 @@ pub struct RegoStage {
 /// One policy in force, with the masks that came with it.
 #[derive(Debug)]
 struct Loaded {
-    policy: Arc<RegoPolicy>,
+    /// Nothing before the first bundle is in force.
+    policy: Option<Arc<RegoPolicy>>,
     masks: Arc<LogPolicy>,
-    /// Answers in a row that came too late.
+    /// The bundles that it was compiled from: name and revision.
+    bundles: Vec<(String, String)>,
+    breaker: Breaker,
+}
+
+/// Takes a policy out that keeps outrunning its deadline ([SEC-REGO-4]).
+#[derive(Debug)]
+struct Breaker {
+    /// Evaluations in a row that did.
     overruns: AtomicU32,
+    /// When it was tried last.
+    tried: Mutex<Instant>,
+}
+
+impl Breaker {
+    fn admits(&self) -> bool {
+        if self.overruns.load(Ordering::Relaxed) < MAX_OVERRUNS {
+            return true;
+        }
+        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = monotonic();
+        let rested = now.saturating_duration_since(*tried) >= REST;
+        if rested {
+            *tried = now;
+        }
+        rested
+    }
+
+    fn overran(&self) {
+        if self.overruns.fetch_add(1, Ordering::Relaxed) < MAX_OVERRUNS {
+            *self.tried.lock().unwrap_or_else(PoisonError::into_inner) = monotonic();
+        }
+    }
+
+    fn answered(&self) {
+        self.overruns.store(0, Ordering::Relaxed);
+    }
 }
 
 impl RegoStage {
     /// A policy and the threads that evaluate it; several policies may share a pool.
     #[must_use]
     pub fn new(policy: Arc<RegoPolicy>, pool: Arc<RegoPool>) -> Self {
-        let current = Loaded::new(policy, Arc::default());
+        let stage = Self::waiting(pool);
+        stage.set_policy(policy, Arc::default());
+        stage
+    }
+
+    /// A stage that denies everything until it is given a policy.
+    #[must_use]
+    pub fn waiting(pool: Arc<RegoPool>) -> Self {
+        let current = Loaded::new(None, Arc::default(), Vec::new());
         Self {
             current: Arc::new(ArcSwap::from_pointee(current)),
+            #[cfg(feature = "opa")]
+            states: Arc::default(),
             pool,
             max_body: Some(DEFAULT_MAX_BODY),
             deadline: DEFAULT_DEADLINE,
@@ -84,13 +137,33 @@ impl RegoStage {
     /// Replaces the policy and the masks of the decision log; in force for the next request. What
     /// could not be compiled is no policy, so the last good one stays until there is another.
     pub fn set_policy(&self, policy: Arc<RegoPolicy>, masks: Arc<LogPolicy>) {
-        self.current.store(Arc::new(Loaded::new(policy, masks)));
+        let revision = policy.revision();
+        let bundles = (!revision.is_empty()).then(|| ("bundle".to_owned(), revision.to_owned()));
+        self.activate(Some(policy), masks, bundles.into_iter().collect());
+    }
+
+    /// Puts a policy in force that was compiled from bundles.
+    pub(crate) fn activate(
+        &self,
+        policy: Option<Arc<RegoPolicy>>,
+        masks: Arc<LogPolicy>,
+        bundles: Vec<(String, String)>,
+    ) {
+        self.current.store(Arc::new(Loaded::new(policy, masks, bundles)));
+    }
+
+    /// How it is with the bundles that [`Self::follow`] keeps in force.
+    #[cfg(feature = "opa")]
+    #[must_use]
+    pub fn bundles(&self) -> Vec<crate::BundleState> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The revision of the policy in force; empty when it came from no bundle.
     #[must_use]
     pub fn revision(&self) -> String {
-        self.current.load().policy.revision().to_owned()
+        let loaded = self.current.load();
+        loaded.policy.as_ref().map(|policy| policy.revision().to_owned()).unwrap_or_default()
     }
 
     /// Logs every decision.
@@ -186,14 +259,13 @@ impl RegoStage {
         let begun = monotonic();
         let answer = self.evaluate(&loaded, input.clone()).await;
         let mut event = DecisionLogEvent::default();
-        event.path = loaded.policy.query().trim_start_matches("data.").replace('.', "/");
+        let query = loaded.policy.as_ref().map_or(DEFAULT_QUERY, |policy| policy.query());
+        event.path = query.trim_start_matches("data.").replace('.', "/");
         event.requested_by = request.connection().peer_address().to_string();
         event.timestamp = timestamp(request.time());
         event.eval_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         event.error = answer.decision().reason().filter(|why| *why != RegoDenyReason::Policy);
-        if !loaded.policy.revision().is_empty() {
-            event.bundles = vec![("bundle".to_owned(), loaded.policy.revision().to_owned())];
-        }
+        event.bundles.clone_from(&loaded.bundles);
         log.record(Entry {
             event,
             input,
@@ -204,11 +276,15 @@ impl RegoStage {
     }
 
     async fn evaluate(&self, loaded: &Loaded, input: RegoInput) -> RegoAnswer {
-        if loaded.overruns.load(Ordering::Relaxed) >= MAX_OVERRUNS {
+        if !loaded.breaker.admits() {
             return RegoAnswer::deny(RegoDenyReason::Overrun);
         }
+        let Some(policy) = &loaded.policy else {
+            return RegoAnswer::deny(RegoDenyReason::NoPolicy);
+        };
+        let begun = monotonic();
         let (done, answer) = oneshot::channel();
-        let submitted = self.pool.submit(Arc::clone(&loaded.policy), input, move |_, answer| {
+        let submitted = self.pool.submit(Arc::clone(policy), input, move |_, answer| {
             // Nobody waits any more when the deadline has passed or the client has gone.
             drop(done.send(answer));
         });
@@ -216,14 +292,19 @@ impl RegoStage {
             return RegoAnswer::deny(RegoDenyReason::Overloaded);
         };
         match timeout(self.deadline, answer).await {
+            // The timer may be late, too: what counts is when the answer is here.
+            Ok(Ok(_)) if begun.elapsed() > self.deadline => {
+                RegoAnswer::deny(RegoDenyReason::Overrun)
+            }
             Ok(Ok(answer)) => {
-                loaded.overruns.store(0, Ordering::Relaxed);
+                loaded.breaker.answered();
                 answer
             }
             Ok(Err(_)) => RegoAnswer::deny(RegoDenyReason::EvaluationError),
             Err(_) => {
-                self.pool.write_off(ticket);
-                loaded.overruns.fetch_add(1, Ordering::Relaxed);
+                if self.pool.write_off(ticket) {
+                    loaded.breaker.overran();
+                }
                 RegoAnswer::deny(RegoDenyReason::Overrun)
             }
         }
@@ -231,8 +312,13 @@ impl RegoStage {
 }
 
 impl Loaded {
-    fn new(policy: Arc<RegoPolicy>, masks: Arc<LogPolicy>) -> Self {
-        Self { policy, masks, overruns: AtomicU32::new(0) }
+    fn new(
+        policy: Option<Arc<RegoPolicy>>,
+        masks: Arc<LogPolicy>,
+        bundles: Vec<(String, String)>,
+    ) -> Self {
+        let breaker = Breaker { overruns: AtomicU32::new(0), tried: Mutex::new(monotonic()) };
+        Self { policy, masks, bundles, breaker }
     }
 }
 

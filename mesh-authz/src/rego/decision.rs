@@ -55,6 +55,8 @@ pub enum RegoDenyReason {
     EvaluationError,
     /// The instruction budget, or a builtin's argument limit, is exhausted.
     LimitExceeded,
+    /// There is no policy yet; only callers that wait for one say so.
+    NoPolicy,
     /// The caller's time limit passed before there was an answer; only callers of a pool say so.
     Overrun,
     /// The pool's queue was full; only callers of a pool say so.
@@ -76,6 +78,7 @@ impl RegoDenyReason {
             Self::Conflict => "conflict",
             Self::EvaluationError => "evaluation_error",
             Self::LimitExceeded => "limit_exceeded",
+            Self::NoPolicy => "no_policy",
             Self::Overrun => "overrun",
             Self::Overloaded => "overloaded",
             Self::Policy => "policy",
@@ -94,6 +97,7 @@ impl RegoDecision {
             RegoDenyReason::Conflict
             | RegoDenyReason::EvaluationError
             | RegoDenyReason::LimitExceeded
+            | RegoDenyReason::NoPolicy
             | RegoDenyReason::Overrun
             | RegoDenyReason::Overloaded
             | RegoDenyReason::Policy

@@ -84,15 +84,20 @@ impl RegoPool {
     /// One that waits is taken out of the queue; one that runs loses its worker, which ends after
     /// it, and a fresh one takes its place. An evaluation that is done is left alone. Whatever
     /// `on_done` is told afterwards is too late and counts as a denial.
-    pub fn write_off(&self, ticket: RegoTicket) {
+    ///
+    /// Tells whether the evaluation was running: one that waits says nothing about its policy.
+    #[must_use]
+    pub fn write_off(&self, ticket: RegoTicket) -> bool {
         let mut state = self.shared.lock();
         state.queue.retain(|job| job.ticket != ticket);
-        if state.running.contains(&ticket) && state.written_off.len() < MAX_WRITTEN_OFF {
+        let runs = state.running.contains(&ticket);
+        if runs && state.written_off.len() < MAX_WRITTEN_OFF {
             state.written_off.insert(ticket);
             drop(state);
             // Without a thread to give, the pool goes on with fewer workers.
             drop(spawn_worker(&self.shared));
         }
+        runs
     }
 }
 

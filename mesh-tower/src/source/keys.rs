@@ -29,7 +29,8 @@ pub trait KeyFetcher: fmt::Debug + Send + Sync + 'static {
     fn fetch<'f>(&'f self, url: &'f str, limit: Duration) -> FetchFuture<'f>;
 }
 
-/// Why a key set could not be fetched. The last good one stays ([SEC-JWT-14]).
+/// Why a key set, or whatever else was asked for, could not be fetched. The last good one stays
+/// ([SEC-JWT-14]).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
@@ -58,12 +59,16 @@ pub enum FetchError {
     Http(#[source] hyper::Error),
 
     /// Plain HTTP was not allowed.
-    #[error("plain http is not allowed for key sets; use https or allow it")]
+    #[error("plain http is not allowed; use https or allow it")]
     PlainHttp,
 
     /// The answer is not 200; redirects are not followed.
     #[error("status {0}")]
     Status(StatusCode),
+
+    /// The file with the credentials could not be read.
+    #[error("cannot read the token: {0}")]
+    Token(#[source] std::io::Error),
 
     /// The URL cannot be fetched from.
     #[error("not an http or https URL")]

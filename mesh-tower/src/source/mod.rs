@@ -3,6 +3,7 @@
 mod address;
 #[cfg(feature = "ca")]
 mod authority;
+mod exchange;
 mod files;
 mod http;
 mod identity;
@@ -13,6 +14,8 @@ mod workload_api;
 pub use address::AddressPolicy;
 #[cfg(feature = "ca")]
 pub use authority::AuthoritySource;
+#[cfg(feature = "opa")]
+pub(crate) use exchange::Exchange;
 pub(crate) use files::keep_policies;
 pub use files::{FileError, IdentityFileSource, IdentityFiles};
 pub use http::HttpKeyFetcher;
