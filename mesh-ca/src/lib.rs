@@ -10,6 +10,8 @@ mod authority;
 mod csr;
 mod error;
 mod issue;
+#[cfg(feature = "istio-messages")]
+pub mod istio_ca;
 mod jwt;
 mod key;
 mod key_ring;

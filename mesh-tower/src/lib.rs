@@ -99,5 +99,7 @@ pub use source::{
     EndpointError, WorkloadApi, WorkloadApiFailure, WorkloadApiSource, WorkloadApiStream,
     WorkloadApiUpdate, WorkloadEndpoint,
 };
+#[cfg(feature = "istio-ca")]
+pub use source::{IstioCa, IstioCaError, IstioCaFailure, IstioCaSource, IstioCaState};
 pub use telemetry::{RequestsTotal, Telemetry};
 pub use xfcc::ForwardClientCert;

@@ -19,9 +19,8 @@ use tonic::Status;
 use super::grpc::{self, Call};
 use super::service::{CaService, CheckError};
 use super::tls::{self, OwnCertificate, ServerName};
+use crate::istio_ca::{CREATE_CERTIFICATE, IstioCertificateRequest, IstioCertificateResponse};
 use crate::pem;
-
-const CREATE_CERTIFICATE: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 
 /// Tells whom a service account's token names; `mesh_tower::ServiceAccounts` does.
 pub trait CallerTokens: Send + Sync + 'static {
@@ -76,27 +75,6 @@ impl fmt::Debug for IstioSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IstioSettings").field("name", &self.name).finish_non_exhaustive()
     }
-}
-
-/// `istio.v1.auth.IstioCertificateRequest` (istio/api: security/v1alpha1/ca.proto).
-#[derive(Clone, PartialEq, prost::Message)]
-struct IstioCertificateRequest {
-    /// PKCS#10, PEM.
-    #[prost(string, tag = "1")]
-    csr: String,
-    /// Seconds.
-    #[prost(int64, tag = "3")]
-    validity_duration: i64,
-    #[prost(message, optional, tag = "4")]
-    metadata: Option<prost_types::Struct>,
-}
-
-/// `istio.v1.auth.IstioCertificateResponse`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct IstioCertificateResponse {
-    /// PEM: the leaf, each intermediate, and in the last element all roots.
-    #[prost(string, repeated, tag = "1")]
-    cert_chain: Vec<String>,
 }
 
 impl CaService {

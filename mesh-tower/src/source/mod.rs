@@ -3,10 +3,14 @@
 mod address;
 #[cfg(feature = "ca")]
 mod authority;
+#[cfg(any(feature = "istio-ca", feature = "workload-api"))]
+mod channel;
 mod exchange;
 mod files;
 mod http;
 mod identity;
+#[cfg(feature = "istio-ca")]
+mod istio_ca;
 mod keys;
 #[cfg(feature = "workload-api")]
 mod workload_api;
@@ -21,6 +25,8 @@ pub use files::{FileError, IdentityFileSource, IdentityFiles};
 pub use http::HttpKeyFetcher;
 pub(crate) use identity::follow;
 pub use identity::{Identity, IdentityFuture, IdentitySource, IdentityUpdate};
+#[cfg(feature = "istio-ca")]
+pub use istio_ca::{IstioCa, IstioCaError, IstioCaFailure, IstioCaSource, IstioCaState};
 pub use keys::{FetchError, FetchFuture, KeyFetcher};
 pub(crate) use keys::{Lacking, keep_fresh};
 #[cfg(feature = "workload-api")]

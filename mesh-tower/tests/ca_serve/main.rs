@@ -12,5 +12,9 @@
     reason = "a test fails by panicking"
 )]
 
+mod bundle;
+mod istio;
+mod sds;
 mod support;
+mod tokens;
 mod workload;
