@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use mesh_benches::Shape;
+use mesh_benches::{Shape, Unindexed};
 use thread_time::ThreadTime;
 
 fn decide(c: &mut Criterion<ThreadTime>) {
@@ -27,6 +27,22 @@ fn decide(c: &mut Criterion<ThreadTime>) {
         }
         group.finish();
     }
+}
+
+/// Rules that no index serves: a decision over 1,000 of them takes as many microseconds as each
+/// costs nanoseconds.
+fn unindexed(c: &mut Criterion<ThreadTime>) {
+    let request = mesh_benches::unindexed_request();
+    let mut group = c.benchmark_group("unindexed");
+    for one in Unindexed::all() {
+        let (istio, strict) = (one.compile(1_000), one.compile_strict(1_000));
+        for (semantics, set) in [("istio", &istio), ("strict", &strict)] {
+            group.bench_function(BenchmarkId::new(one.name(), semantics), |b| {
+                b.iter(|| black_box(request.decide(black_box(set))));
+            });
+        }
+    }
+    group.finish();
 }
 
 fn compile(c: &mut Criterion<ThreadTime>) {
@@ -49,6 +65,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(200))
         .sample_size(20);
-    targets = decide, compile
+    targets = decide, unindexed, compile
 }
 criterion_main!(benches);

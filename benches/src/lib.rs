@@ -7,13 +7,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+mod unindexed;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh_authz::{
     AuthorizationPolicy, HttpFacts, NormalizedPath, PeerIdentity, PolicySet, RequestFacts, Scope,
     Semantics, Transport,
 };
 use mesh_identity::{Claims, MeshSettings, VerifiedPeer, VerifiedToken, Workload};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+
+pub use unindexed::{Unindexed, request as unindexed_request};
 
 /// What tells the rules of a set apart.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -139,7 +143,10 @@ impl Shape {
         let namespace = if self == Self::SharedPrincipal { 0 } else { at };
         let service = if self == Self::SharedPath { 0 } else { at };
         let id = format!("spiffe://cluster.local/ns/ns{namespace}/sa/app");
-        let claims = json!({"iss": "issuer", "sub": "user", "group": format!("group-{at}")});
+        let claims = json!({
+            "iss": "issuer", "sub": "user", "aud": "aud", "azp": "azp",
+            "group": format!("group-{at}"), "realm": {"roles": ["other", "role"]},
+        });
         let claims = Claims::new(claims.as_object().unwrap().clone());
         let octet = |number: usize| u8::try_from(number % 256).unwrap();
         OwnedRequest {
@@ -148,6 +155,10 @@ impl Shape {
             path: format!("/service-{service}/7/items"),
             headers,
             source: IpAddr::from([10, octet(at / 256), octet(at), 7]),
+            metadata: json!({"envoy.filters.http.bench": {"key": "value"}})
+                .as_object()
+                .cloned()
+                .unwrap_or_default(),
         }
     }
 }
@@ -157,6 +168,14 @@ impl Shape {
 pub fn compile(policies: &[AuthorizationPolicy]) -> PolicySet {
     let mesh = MeshSettings::new("cluster.local".parse().unwrap());
     let scope = Scope::new(Workload::new("shop"), mesh).with_semantics(Semantics::istio());
+    PolicySet::compile(policies, &scope, Transport::Http).unwrap()
+}
+
+/// Compiles policies with every strict option, as mesh-tower does unless told otherwise.
+#[must_use]
+pub fn compile_strict(policies: &[AuthorizationPolicy]) -> PolicySet {
+    let mesh = MeshSettings::new("cluster.local".parse().unwrap());
+    let scope = Scope::new(Workload::new("shop"), mesh).with_semantics(Semantics::strict());
     PolicySet::compile(policies, &scope, Transport::Http).unwrap()
 }
 
@@ -223,6 +242,7 @@ pub struct OwnedRequest {
     path: String,
     headers: HeaderMap,
     source: IpAddr,
+    metadata: Map<String, Value>,
 }
 
 impl OwnedRequest {
@@ -235,6 +255,7 @@ impl OwnedRequest {
         let facts = RequestFacts::http(Some(self.source), Some(local), http)
             .with_peer(PeerIdentity::Svid(&self.peer))
             .with_sni(Some("Shop.Example"))
+            .with_metadata(Some(&self.metadata))
             .with_token(Some(&self.token));
         set.decide(&facts).is_allow()
     }

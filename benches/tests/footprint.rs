@@ -3,7 +3,7 @@
 use std::alloc::System;
 use std::time::Instant;
 
-use mesh_benches::Shape;
+use mesh_benches::{Shape, Unindexed};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -32,6 +32,17 @@ fn sec_authz_1_decisions_allocate_nothing_and_sets_stay_small() {
             );
             let promised = at < 1_000 && !is_refusing;
             assert_eq!(allowed, promised, "{shape:?} {at}");
+        }
+    }
+    // Rules that no index serves, and none matches.
+    let request = mesh_benches::unindexed_request();
+    for one in Unindexed::all() {
+        for set in [one.compile(100), one.compile_strict(100)] {
+            let region = Region::new(ALLOCATOR);
+            let allowed = request.decide(&set);
+            let change = region.change();
+            assert_eq!(change.allocations + change.reallocations, 0, "{}", one.name());
+            assert!(!allowed, "{}", one.name());
         }
     }
     // Strict semantics and a request that has everything to look at, escapes and capitals too.

@@ -1,6 +1,7 @@
 //! From policies to a [`PolicySet`] for one workload: selected, aliases expanded, lowered.
 
-use std::collections::{BTreeMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use mesh_identity::manifest::{Problem, Problems};
@@ -9,8 +10,8 @@ use crate::attribute::Attribute;
 use crate::custom::CustomGroup;
 use crate::decision::{PolicyName, RuleRef};
 use crate::matcher::{
-    AddressOf, BlockSet, Effect, Matcher, MetadataMatcher, Mood, PathSet, PrincipalSet,
-    TemplateSet, Test, TextPattern, TextSet, TrustDomainMatch,
+    AddressOf, BlockSet, Effect, Matcher, MetadataMatcher, Mood, PathSet, Place, PrincipalSet,
+    Slot, TemplateSet, Test, TextPattern, TextSet, TrustDomainMatch,
 };
 use crate::policy_set::{Applied, PolicySet, Reads};
 use crate::resource::{Action, AuthorizationPolicy, Rule, Term, Value};
@@ -39,7 +40,14 @@ pub(crate) fn compile(
     if let Some(problems) = Problems::from_list(problems) {
         return Err(problems);
     }
-    let compiler = Compiler { scope, transport, domains: TrustDomains::new(scope.mesh()) };
+    let domains = TrustDomains::new(scope.mesh());
+    let compiler = Compiler {
+        scope,
+        transport,
+        domains,
+        asked: RefCell::default(),
+        equal: RefCell::default(),
+    };
     Ok(compiler.set(&applying))
 }
 
@@ -130,6 +138,39 @@ struct Compiler<'a> {
     scope: &'a Scope,
     transport: Transport,
     domains: TrustDomains<'a>,
+    /// Headers, claims and metadata that conditions ask about, numbered.
+    asked: RefCell<HashMap<Attribute, u32>>,
+    equal: RefCell<EqualTests<'a>>,
+}
+
+/// Tests that must come out alike, numbered: strict options read them by the rule's effect.
+#[derive(Default)]
+struct EqualTests<'a> {
+    numbers: HashMap<(Effect, &'a Attribute, &'a [Value], bool), usize>,
+    /// How many rules have each, and where its outcome is remembered.
+    uses: Vec<(usize, Option<Place>)>,
+    places: usize,
+}
+
+impl<'a> EqualTests<'a> {
+    fn number(&mut self, test: (Effect, &'a Attribute, &'a [Value], bool)) -> usize {
+        let number = *self.numbers.entry(test).or_insert(self.uses.len());
+        match self.uses.get_mut(number) {
+            Some((uses, _)) => *uses = uses.saturating_add(1),
+            None => self.uses.push((1, None)),
+        }
+        number
+    }
+
+    /// Where the outcome is remembered, of tests that stand in several rules.
+    fn place(&mut self, number: usize) -> Option<Place> {
+        let (uses, place) = self.uses.get_mut(number)?;
+        if *uses > 1 && place.is_none() {
+            *place = Place::new(self.places);
+            self.places = self.places.saturating_add(1);
+        }
+        *place
+    }
 }
 
 fn policy_name(policy: &AuthorizationPolicy) -> Arc<PolicyName> {
@@ -141,18 +182,18 @@ fn policy_name(policy: &AuthorizationPolicy) -> Arc<PolicyName> {
 /// Rules before they are a [`Stage`]; nothing when no policy made one.
 type Draft = Option<Vec<CompiledRule>>;
 
-impl Compiler<'_> {
-    fn set(&self, policies: &[&AuthorizationPolicy]) -> PolicySet {
+impl<'a> Compiler<'a> {
+    fn set(&self, policies: &[&'a AuthorizationPolicy]) -> PolicySet {
         let (mut deny, mut allow, mut audit): (Draft, Draft, Draft) = (None, None, None);
         let (mut shadow_deny, mut shadow_allow): (Draft, Draft) = (None, None);
-        let mut custom: BTreeMap<&str, Vec<&AuthorizationPolicy>> = BTreeMap::new();
+        let mut custom: BTreeMap<&str, Vec<&'a AuthorizationPolicy>> = BTreeMap::new();
         for policy in policies {
-            let stage = match (policy.action(), policy.is_dry_run()) {
-                (Action::Allow, false) => &mut allow,
-                (Action::Allow, true) => &mut shadow_allow,
-                (Action::Deny, false) => &mut deny,
-                (Action::Deny, true) => &mut shadow_deny,
-                (Action::Audit, false) => &mut audit,
+            let (stage, effect) = match (policy.action(), policy.is_dry_run()) {
+                (Action::Allow, false) => (&mut allow, Effect::Allow),
+                (Action::Allow, true) => (&mut shadow_allow, Effect::Allow),
+                (Action::Deny, false) => (&mut deny, Effect::Refuse),
+                (Action::Deny, true) => (&mut shadow_deny, Effect::Refuse),
+                (Action::Audit, false) => (&mut audit, Effect::Observe),
                 // [SEM-EVAL-43] A shadow without effect.
                 (Action::Audit, true) => continue,
                 (Action::Custom { provider }, _) => {
@@ -160,9 +201,9 @@ impl Compiler<'_> {
                     continue;
                 }
             };
-            stage.get_or_insert_default().extend(self.rules(policy, "", ""));
+            stage.get_or_insert_default().extend(self.rules(policy, effect, "", ""));
         }
-        let effect = |rules: Draft, effect| rules.map(|rules| self.stage(rules, effect));
+        let staged = |rules: Draft, effect| rules.map(|rules| self.stage(rules, effect));
         let mut reads = Reads::default();
         // [SEC-AUTHZ-11] What is not enforced must not make a request unclear either.
         let enforced = policies.iter().filter(|policy| match policy.action() {
@@ -182,21 +223,31 @@ impl Compiler<'_> {
             semantics: self.scope.semantics(),
             transport: self.transport,
             custom: self.custom(&custom),
-            audit: effect(audit, Effect::Observe),
-            shadow_deny: effect(shadow_deny, Effect::Refuse),
-            deny: effect(deny, Effect::Refuse),
-            shadow_allow: effect(shadow_allow, Effect::Allow),
-            allow: effect(allow, Effect::Allow),
+            audit: staged(audit, Effect::Observe),
+            shadow_deny: staged(shadow_deny, Effect::Refuse),
+            deny: staged(deny, Effect::Refuse),
+            shadow_allow: staged(shadow_allow, Effect::Allow),
+            allow: staged(allow, Effect::Allow),
             reads,
         }
     }
 
-    fn stage(&self, rules: Vec<CompiledRule>, effect: Effect) -> Stage {
+    fn stage(&self, mut rules: Vec<CompiledRule>, effect: Effect) -> Stage {
+        let mut equal = self.equal.borrow_mut();
+        for rule in &mut rules {
+            let lists = rule.sources.iter_mut().chain(&mut rule.operations).flatten();
+            for placed in lists.chain(&mut rule.conditions) {
+                placed.test.place = equal.place(placed.number);
+            }
+        }
         Stage::new(rules, Mood { semantics: self.scope.semantics(), effect })
     }
 
     /// The CUSTOM policies by provider, in byte order of the names ([SEM-EXT-05]).
-    fn custom(&self, by_provider: &BTreeMap<&str, Vec<&AuthorizationPolicy>>) -> Vec<CustomGroup> {
+    fn custom(
+        &self,
+        by_provider: &BTreeMap<&str, Vec<&'a AuthorizationPolicy>>,
+    ) -> Vec<CustomGroup> {
         let providers = self.scope.providers();
         let too_many = by_provider.len() > 1 && !providers.several_per_workload();
         let mut groups = Vec::new();
@@ -221,7 +272,7 @@ impl Compiler<'_> {
                 // [SEM-EVAL-44] A dry run arrives in the lenient reading only, and then refuses.
                 let list =
                     if refuses || policy.is_dry_run() { &mut unaskable } else { &mut askable };
-                list.extend(self.rules(policy, &prefix, suffix));
+                list.extend(self.rules(policy, Effect::Refuse, &prefix, suffix));
             }
             groups.push(CustomGroup::new(
                 name,
@@ -232,14 +283,20 @@ impl Compiler<'_> {
         groups
     }
 
-    fn rules(&self, policy: &AuthorizationPolicy, prefix: &str, suffix: &str) -> Vec<CompiledRule> {
+    fn rules(
+        &self,
+        policy: &'a AuthorizationPolicy,
+        effect: Effect,
+        prefix: &str,
+        suffix: &str,
+    ) -> Vec<CompiledRule> {
         let name = policy_name(policy);
         let rules = policy.rules().iter().filter(|rule| !self.is_dropped(policy, rule));
         let compiled = rules.map(|rule| {
             let mut conditions = Vec::new();
-            let sources = unless_single(self.alternatives(&rule.from), &mut conditions);
-            let operations = unless_single(self.alternatives(&rule.to), &mut conditions);
-            conditions.extend(self.tests(&rule.when));
+            let sources = unless_single(self.alternatives(&rule.from, effect), &mut conditions);
+            let operations = unless_single(self.alternatives(&rule.to, effect), &mut conditions);
+            conditions.extend(self.tests(&rule.when, effect));
             let reference = RuleRef::new(&name, rule.index, prefix, suffix);
             CompiledRule { reference, sources, operations, conditions }
         });
@@ -254,13 +311,13 @@ impl Compiler<'_> {
     }
 
     /// One alternative without conditions is any ([SEM-EVAL-21]).
-    fn alternatives(&self, entries: &[Vec<Term>]) -> Vec<Vec<Placed>> {
+    fn alternatives(&self, entries: &'a [Vec<Term>], effect: Effect) -> Vec<Vec<Placed>> {
         let alternatives: Vec<Vec<Placed>> =
-            entries.iter().map(|terms| self.tests(terms)).collect();
+            entries.iter().map(|terms| self.tests(terms, effect)).collect();
         if alternatives.iter().any(Vec::is_empty) { Vec::new() } else { alternatives }
     }
 
-    fn tests(&self, terms: &[Term]) -> Vec<Placed> {
+    fn tests(&self, terms: &'a [Term], effect: Effect) -> Vec<Placed> {
         // [SEM-TCP-03] What is left of rules that are not ALLOW.
         let exists =
             |term: &&Term| self.transport == Transport::Http || !term.attribute.is_http_only();
@@ -269,27 +326,51 @@ impl Compiler<'_> {
             let lists =
                 [(&term.values, &term.path, false), (&term.not_values, &term.not_path, true)];
             lists.into_iter().filter(|(values, ..)| !values.is_empty()).map(
-                |(values, path, negated)| Placed {
-                    test: Test { matcher: self.matcher(&term.attribute, values), negated },
-                    path: path.as_str().into(),
+                move |(values, path, negated)| {
+                    let equal = (effect, &term.attribute, values.as_slice(), negated);
+                    let matcher = self.matcher(&term.attribute, values);
+                    Placed {
+                        test: Test { matcher, negated, place: None },
+                        path: path.as_str().into(),
+                        number: self.equal.borrow_mut().number(equal),
+                    }
                 },
             )
         });
         tests.collect()
     }
 
+    /// The slot of a header, claim or metadata that begins with this name.
+    fn slot(&self, attribute: &Attribute, name: &str) -> Slot {
+        let mut asked = self.asked.borrow_mut();
+        let next = u32::try_from(asked.len()).unwrap_or(u32::MAX);
+        let number = asked.get(attribute).copied().unwrap_or_else(|| {
+            asked.insert(attribute.clone(), next);
+            next
+        });
+        Slot::new(number, name.as_bytes())
+    }
+
     fn matcher(&self, attribute: &Attribute, values: &[Value]) -> Matcher {
         let sorted = Sorted::new(values, &self.domains);
         let address = |which| Matcher::Address(which, BlockSet::new(sorted.blocks.clone()));
         match attribute {
-            Attribute::Claim(path) => Matcher::Claim(path.clone(), TextSet::new(sorted.texts)),
+            Attribute::Claim(path) => {
+                let name = path.first().map_or("", |name| name);
+                let slot = self.slot(attribute, name);
+                Matcher::Claim(slot, path.clone(), TextSet::new(sorted.texts))
+            }
             Attribute::DestinationIp => address(AddressOf::Destination),
-            Attribute::Header(key) => Matcher::Header(Box::new(key.clone()), sorted.header_set()),
+            Attribute::Header(key) => {
+                let slot = self.slot(attribute, key.name().unwrap_or_default());
+                Matcher::Header(slot, Box::new(key.clone()), sorted.header_set())
+            }
             Attribute::Host => {
                 let lower = sorted.texts.into_iter().map(TextPattern::into_lowercase);
                 Matcher::Host(Sorted { texts: lower.collect(), ..Sorted::default() }.header_set())
             }
             Attribute::Metadata { filter, key } => Matcher::Metadata(Box::new(MetadataMatcher {
+                slot: self.slot(attribute, key),
                 filter: filter.clone(),
                 key: key.clone(),
                 text: TextSet::new(sorted.texts),

@@ -94,6 +94,25 @@ impl TextIndex {
         }
     }
 
+    /// How many times a text is looked up.
+    pub(crate) fn lookups(&self) -> usize {
+        let affixes = self.prefix.lengths.len().saturating_add(self.suffix.lengths.len());
+        affixes.saturating_add(usize::from(!self.exact.is_empty()))
+    }
+
+    /// The most candidates that one text can have, or a few more.
+    pub(crate) fn most_candidates(&self) -> usize {
+        let count = |text: &[u8]| {
+            let mut count = 0_usize;
+            self.candidates(text, &mut |ids| count = count.saturating_add(ids.len()));
+            count
+        };
+        // No text finds more by its beginning than the longest key that it begins with.
+        let exact = self.exact.keys().chain(self.prefix.map.keys()).map(|text| count(text)).max();
+        let suffix = self.suffix.map.keys().map(|text| count(text)).max();
+        exact.unwrap_or_default().saturating_add(suffix.unwrap_or_default())
+    }
+
     /// Whether `check` accepts any candidate.
     pub(crate) fn any(&self, text: &[u8], check: impl Fn(usize) -> bool) -> bool {
         let mut found = false;

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::compile::MAX_RULES;
 use crate::decision::RuleRef;
 use crate::index::{Key, TextIndex};
 use crate::matcher::{Anchor, Coverage, Mood, Test, View};
@@ -24,6 +23,8 @@ pub(crate) struct Rule {
 pub(crate) struct Placed {
     pub(crate) test: Test,
     pub(crate) path: Box<str>,
+    /// The number that equal tests of the set share.
+    pub(crate) number: usize,
 }
 
 /// All rules of one action, in byte order of their ids ([SEM-EVAL-31]).
@@ -107,7 +108,7 @@ impl Stage {
         for rule in rules {
             let mut place = |placed: Vec<Placed>| {
                 let start = tests.len();
-                for Placed { test, path } in placed {
+                for Placed { test, path, number: _ } in placed {
                     tests.push(test);
                     paths.push(path);
                 }
@@ -178,93 +179,74 @@ impl Stage {
 
     /// The first rule that matches, in the order of ids.
     pub(crate) fn first_match(&self, view: &View<'_>) -> Option<&RuleRef> {
+        if self.index.anchored.is_empty() {
+            return self.first_of_all(view);
+        }
         let mut best = usize::MAX;
-        let mut seen = Seen::default();
+        let mut found = Lists::default();
         self.index.candidates(view, self.mood.semantics, &mut |ids| {
-            let is_first = seen.begin(ids);
-            for id in ids {
-                let at = usize::try_from(*id).unwrap_or(usize::MAX);
-                if best <= at {
-                    return;
-                }
-                let Some(rule) = self.rules.get(at) else { return };
-                if (is_first || seen.is_new(at)) && self.matches(rule, view) {
-                    best = at;
-                    return;
-                }
+            if !found.add(ids) {
+                self.first_of_lists(&mut found, view, &mut best);
+                found.add(ids);
             }
         });
-        for id in &self.index.always {
-            let at = usize::try_from(*id).unwrap_or(usize::MAX);
-            if best <= at {
-                break;
-            }
-            if self.rules.get(at).is_some_and(|rule| self.matches(rule, view)) {
-                best = at;
-                break;
-            }
+        // Where most rules are candidates, the way through all of them in their order is shorter.
+        if found.total.saturating_add(self.index.always.len()) >= self.rules.len() {
+            return self.first_of_all(view);
         }
+        self.first_of_lists(&mut found, view, &mut best);
+        self.first_of(&self.index.always, view, &mut best);
         self.references.get(best)
     }
-}
 
-/// The rules that a decision has looked at already, because several of their keys are true of the
-/// request. Remembering begins with the second list, and when there are more than a few: looking
-/// again is cheaper.
-#[derive(Default)]
-struct Seen<'s> {
-    first: Option<&'s [u32]>,
-    looked: usize,
-    bits: Option<[u64; MAX_RULES.div_ceil(64)]>,
-}
+    /// A straight pass over the rules.
+    pub(crate) fn first_of_all(&self, view: &View<'_>) -> Option<&RuleRef> {
+        let at = self.rules.iter().position(|rule| self.matches(rule, view))?;
+        self.references.get(at)
+    }
 
-impl<'s> Seen<'s> {
-    /// How many rules are looked at before remembering begins.
-    const FREE: usize = 64;
-
-    /// Whether this is the first list, in which every rule is new.
-    fn begin(&mut self, ids: &'s [u32]) -> bool {
-        let is_first = self.first.is_none();
-        if is_first {
-            self.first = Some(ids);
-            self.looked = ids.len();
+    /// Likewise for lists, which it takes.
+    fn first_of_lists(&self, found: &mut Lists<'_>, view: &View<'_>, best: &mut usize) {
+        for ids in found.kept.iter().take(found.used) {
+            self.first_of(ids, view, best);
         }
-        is_first
+        found.used = 0;
     }
 
-    #[inline]
-    fn is_new(&mut self, at: usize) -> bool {
-        self.looked = self.looked.saturating_add(1);
-        self.looked <= Self::FREE || self.is_unmarked(at)
-    }
-
-    #[inline]
-    fn is_unmarked(&mut self, at: usize) -> bool {
-        let bits = match &mut self.bits {
-            Some(bits) => bits,
-            none => none.insert(marked(self.first.unwrap_or_default())),
-        };
-        mark(bits, at)
+    /// Makes `best` the first rule of the list that matches, when it comes before.
+    fn first_of(&self, ids: &[u32], view: &View<'_>, best: &mut usize) {
+        for id in ids {
+            let at = usize::try_from(*id).unwrap_or(usize::MAX);
+            if *best <= at {
+                return;
+            }
+            if self.rules.get(at).is_some_and(|rule| self.matches(rule, view)) {
+                *best = at;
+                return;
+            }
+        }
     }
 }
 
-#[inline(never)]
-fn marked(ids: &[u32]) -> [u64; MAX_RULES.div_ceil(64)] {
-    let mut bits = [0; MAX_RULES.div_ceil(64)];
-    for id in ids {
-        mark(&mut bits, usize::try_from(*id).unwrap_or(usize::MAX));
-    }
-    bits
+/// Lists of candidates before any of them is evaluated.
+#[derive(Default)]
+struct Lists<'s> {
+    kept: [&'s [u32]; 4],
+    used: usize,
+    /// The length of all lists that were ever added.
+    total: usize,
 }
 
-/// Whether the bit was not set before.
-#[inline]
-fn mark(bits: &mut [u64], at: usize) -> bool {
-    let Some(word) = bits.get_mut(at / 64) else { return true };
-    let bit = 1 << (at % 64);
-    let is_new = *word & bit == 0;
-    *word |= bit;
-    is_new
+impl<'s> Lists<'s> {
+    /// Adds a list; no when there is no room.
+    #[inline]
+    fn add(&mut self, ids: &'s [u32]) -> bool {
+        let Some(place) = self.kept.get_mut(self.used) else { return false };
+        *place = ids;
+        self.used = self.used.saturating_add(1);
+        self.total = self.total.saturating_add(ids.len());
+        true
+    }
 }
 
 /// Rules by what they discriminate on: each by the one condition that fewest others share.
@@ -284,6 +266,26 @@ struct Anchored {
     /// Every rule of the index, for requests whose texts do not say enough.
     all: Box<[u32]>,
 }
+
+impl Anchored {
+    fn new(anchor: &Anchor, keys: &[(Key, u32)]) -> Self {
+        let mut all: Vec<u32> = keys.iter().map(|(_, id)| *id).collect();
+        all.dedup();
+        Self { anchor: anchor.clone(), index: TextIndex::with_ids(keys.to_vec()), all: all.into() }
+    }
+
+    /// Whether finding candidates and evaluating them costs no more than evaluating every rule,
+    /// even for the text that finds most.
+    fn is_worth_it(&self) -> bool {
+        let rules = self.all.len();
+        let lookups = self.index.lookups().saturating_mul(LOOKUP);
+        lookups.saturating_add(self.index.most_candidates().min(rules))
+            <= rules.saturating_add(rules / 64)
+    }
+}
+
+/// What a lookup costs, in rules evaluated.
+const LOOKUP: usize = 3;
 
 /// The keys that find a rule: one of them is true of every request that the rule matches.
 type Way = Vec<(Anchor, Key)>;
@@ -331,12 +333,23 @@ impl RuleIndex {
                 }
             }
         }
-        let anchored = by_anchor.into_iter().map(|(anchor, keys)| {
-            let mut all: Vec<u32> = keys.iter().map(|(_, id)| *id).collect();
-            all.dedup();
-            Anchored { anchor, index: TextIndex::with_ids(keys), all: all.into() }
-        });
-        Self { anchored: anchored.collect(), always: always.into() }
+        let build = |by_anchor: &[(Anchor, Vec<(Key, u32)>)]| -> Vec<Anchored> {
+            by_anchor.iter().map(|(anchor, keys)| Anchored::new(anchor, keys)).collect()
+        };
+        let mut anchored = build(&by_anchor);
+        // What is no quicker than its rules goes, with the keys of these rules at other anchors.
+        let slow = anchored.iter().filter(|anchored| !anchored.is_worth_it());
+        let slow: HashSet<u32> = slow.flat_map(|anchored| anchored.all.iter().copied()).collect();
+        if !slow.is_empty() {
+            for (_, keys) in &mut by_anchor {
+                keys.retain(|(_, id)| !slow.contains(id));
+            }
+            by_anchor.retain(|(_, keys)| !keys.is_empty());
+            anchored = build(&by_anchor);
+            always.extend(slow);
+            always.sort_unstable();
+        }
+        Self { anchored: anchored.into(), always: always.into() }
     }
 
     /// Calls `f` with sorted lists that, with `always`, hold every rule that can match.
@@ -347,6 +360,11 @@ impl RuleIndex {
         f: &mut impl FnMut(&'s [u32]),
     ) {
         for Anchored { anchor, index, all } in &self.anchored {
+            // Names are the request's to choose, and rules are quick to find that one is missing.
+            if anchor.names(view) > all.len() {
+                f(all);
+                continue;
+            }
             let coverage = anchor.texts(view, semantics, &mut |text| index.candidates(text, f));
             if coverage == Coverage::Unknown {
                 f(all);

@@ -52,10 +52,28 @@ impl BlockSet {
 
     pub(crate) fn contains(&self, ip: IpAddr) -> bool {
         let Some(index) = &self.index else {
-            return self.blocks.iter().any(|block| block.contains(&ip));
+            return self.blocks.iter().any(|block| holds(block, ip));
         };
         let bits = AddressBits::new(ip);
-        index.any(bits.text(), |at| self.blocks.get(at).is_some_and(|block| block.contains(&ip)))
+        index.any(bits.text(), |at| self.blocks.get(at).is_some_and(|block| holds(block, ip)))
+    }
+}
+
+/// Whether the address begins with the block's bits. Blocks are cut to their length when read.
+#[inline]
+fn holds(block: &IpNet, ip: IpAddr) -> bool {
+    match (block, ip) {
+        (IpNet::V4(block), IpAddr::V4(ip)) => {
+            let rest = 32_u32.saturating_sub(block.prefix_len().into());
+            let differing = block.addr().to_bits() ^ ip.to_bits();
+            differing.checked_shr(rest).is_none_or(|bits| bits == 0)
+        }
+        (IpNet::V6(block), IpAddr::V6(ip)) => {
+            let rest = 128_u32.saturating_sub(block.prefix_len().into());
+            let differing = block.addr().to_bits() ^ ip.to_bits();
+            differing.checked_shr(rest).is_none_or(|bits| bits == 0)
+        }
+        (IpNet::V4(_), IpAddr::V6(_)) | (IpNet::V6(_), IpAddr::V4(_)) => false,
     }
 }
 
@@ -69,23 +87,23 @@ pub(crate) struct AddressBits {
 impl AddressBits {
     pub(crate) fn new(ip: IpAddr) -> Self {
         let mut text = [0; 129];
-        let (family, bits, width) = match ip {
-            IpAddr::V4(ip) => (b'4', u128::from(ip.to_bits()).wrapping_shl(96), 32),
-            IpAddr::V6(ip) => (b'6', ip.to_bits(), 128),
-        };
-        let mut left = bits;
-        for (at, to) in text.iter_mut().take(width).enumerate() {
-            if at == 0 {
-                *to = family;
-                continue;
+        let (v4, v6);
+        let (family, octets) = match ip {
+            IpAddr::V4(ip) => {
+                v4 = ip.octets();
+                (b'4', v4.as_slice())
             }
-            *to = u8::from(left.leading_zeros() == 0);
-            left = left.wrapping_shl(1);
+            IpAddr::V6(ip) => {
+                v6 = ip.octets();
+                (b'6', v6.as_slice())
+            }
+        };
+        let (first, bits) = text.split_at_mut(1);
+        first.fill(family);
+        for (octet, to) in octets.iter().zip(bits.as_chunks_mut::<8>().0) {
+            *to = bits_of(*octet);
         }
-        // The last bit stands behind the loop's end: one letter and `width` bits.
-        if let Some(last) = text.get_mut(width) {
-            *last = u8::from(left.leading_zeros() == 0);
-        }
+        let width = octets.len().saturating_mul(8);
         Self { text, len: width.saturating_add(1) }
     }
 
@@ -94,9 +112,50 @@ impl AddressBits {
     }
 }
 
+/// A byte for each bit, the highest first.
+#[inline]
+fn bits_of(octet: u8) -> [u8; 8] {
+    // One bit of the octet in each byte of the word, then made 1 wherever it is set.
+    let spread = u64::from(octet).wrapping_mul(0x0101_0101_0101_0101) & 0x0102_0408_1020_4080;
+    let ones = spread.wrapping_add(0x7f7f_7f7f_7f7f_7f7f).wrapping_shr(7) & 0x0101_0101_0101_0101;
+    ones.to_le_bytes()
+}
+
 /// The beginning of [`AddressBits`] that every address of the block has.
 pub(crate) fn block_key(block: IpNet) -> Key {
     let bits = AddressBits::new(block.addr());
     let len = usize::from(block.prefix_len()).saturating_add(1);
     Key::Prefix(bits.text().iter().take(len).copied().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sem_authz_30_a_block_is_a_beginning_of_its_addresses() {
+        for octet in 0..=u8::MAX {
+            let plain: Vec<u8> = (0..8).rev().map(|bit| octet >> bit & 1).collect();
+            assert_eq!(bits_of(octet).to_vec(), plain, "{octet}");
+        }
+        let blocks =
+            ["10.0.0.0/8", "0.0.0.0/0", "10.2.3.4", "10.2.3.4/31", "::/0", "2001:db8::/33"];
+        let addresses = [
+            "10.2.3.4",
+            "10.2.3.5",
+            "11.0.0.1",
+            "::1",
+            "2001:db8::5",
+            "2001:db8:8000::",
+            "::ffff:10.2.3.4",
+        ];
+        for block in blocks.map(|block| parse_block(block).unwrap()) {
+            for ip in addresses.map(|ip| ip.parse::<IpAddr>().unwrap()) {
+                let Key::Prefix(key) = block_key(block) else { panic!("{block}") };
+                let expected = block.contains(&ip);
+                assert_eq!(holds(&block, ip), expected, "{block} {ip}");
+                assert_eq!(AddressBits::new(ip).text().starts_with(&key), expected, "{block} {ip}");
+            }
+        }
+    }
 }

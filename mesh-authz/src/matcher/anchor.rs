@@ -66,16 +66,16 @@ impl Test {
                 let keys = blocks.blocks().iter().copied().map(block_key).collect();
                 one(Anchor::Address(*which), keys)
             }
-            Matcher::Claim(path, set) => {
+            Matcher::Claim(_, path, set) => {
                 let value = (Anchor::Claim(path.clone()), texts(set.patterns()));
                 let exact = |name: &str| vec![Key::Exact(name.as_bytes().to_vec())];
                 let name = path.first().map(|name| (Anchor::ClaimName, exact(name)));
                 [value].into_iter().chain(name).collect()
             }
-            Matcher::Header(key, _) if **key == HeaderKey::Impossible => {
+            Matcher::Header(_, key, _) if **key == HeaderKey::Impossible => {
                 one(Anchor::Method, Vec::new())
             }
-            Matcher::Header(key, set) => {
+            Matcher::Header(_, key, set) => {
                 let value = (Anchor::Header((**key).clone()), texts(set.patterns()));
                 let exact = |name: &str| vec![Key::Exact(name.as_bytes().to_vec())];
                 let name = key.name().map(|name| (Anchor::HeaderName, exact(name)));
@@ -118,6 +118,27 @@ impl Test {
 }
 
 impl Anchor {
+    /// For the names of headers or claims, how many the request has.
+    pub(crate) fn names(&self, view: &View<'_>) -> usize {
+        match self {
+            Self::HeaderName => view.facts.http.as_ref().map_or(0, |http| http.headers.keys_len()),
+            Self::ClaimName => view.facts.token.map_or(0, |token| token.view().object().len()),
+            Self::Account
+            | Self::Address(_)
+            | Self::Claim(_)
+            | Self::Header(_)
+            | Self::Host
+            | Self::Issuer
+            | Self::Method
+            | Self::Namespace
+            | Self::Path
+            | Self::Port
+            | Self::Principal
+            | Self::Sni
+            | Self::Subject => 0,
+        }
+    }
+
     /// Calls `f` with each text of the request that keys of this anchor are about.
     pub(crate) fn texts(
         &self,
@@ -149,11 +170,11 @@ impl Anchor {
                 claims.for_each(|name| f(name.as_bytes()));
             }
             Self::HeaderName => {
-                let names = facts.http.into_iter().flat_map(|http| http.headers.keys());
+                let names = facts.http.iter().flat_map(|http| http.headers.keys());
                 names.for_each(|name| f(name.as_str().as_bytes()));
             }
             Self::Header(HeaderKey::Name { name, join }) => {
-                let Some(http) = facts.http else { return Coverage::Complete };
+                let Some(http) = &facts.http else { return Coverage::Complete };
                 let lines = http.headers.get_all(name);
                 if join.separator(http.version).is_some() && lines.iter().nth(1).is_some() {
                     return Coverage::Unknown;
@@ -178,7 +199,7 @@ impl Anchor {
                 }
             }
             Self::Method => {
-                if let Some(http) = facts.http {
+                if let Some(http) = &facts.http {
                     f(http.method.as_bytes());
                 }
             }

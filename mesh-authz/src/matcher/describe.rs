@@ -35,10 +35,10 @@ impl Matcher {
             Self::Address(AddressOf::Client, _) => "remote.ip",
             Self::Address(AddressOf::Destination, _) => "destination.ip",
             Self::Address(AddressOf::Source, _) => "source.ip",
-            Self::Claim(path, _) => {
+            Self::Claim(_, path, _) => {
                 return Some(shown(&format!("request.auth.claims[{}]", path.join("]["))));
             }
-            Self::Header(key, _) => return Some(format!("request.headers[{key}]")),
+            Self::Header(_, key, _) => return Some(format!("request.headers[{key}]")),
             Self::Metadata(metadata) => {
                 let MetadataMatcher { filter, key, .. } = &**metadata;
                 return Some(shown(&format!("experimental.{filter}[{key}]")));
@@ -59,8 +59,8 @@ impl Matcher {
         match self {
             Self::Account(accounts) => list(accounts.iter()),
             Self::Address(_, blocks) => list(blocks.blocks().iter()),
-            Self::Claim(_, set)
-            | Self::Header(_, set)
+            Self::Claim(_, _, set)
+            | Self::Header(_, _, set)
             | Self::Host(set)
             | Self::Method(set)
             | Self::Sni(set) => list(set.patterns().iter()),
@@ -94,12 +94,12 @@ impl Matcher {
             Self::Claim(..) | Self::RequestPrincipal(_) if facts.token.is_none() => {
                 "no verified token".to_owned()
             }
-            Self::Claim(path, _) => {
+            Self::Claim(_, path, _) => {
                 let claims = facts.token.map(mesh_identity::VerifiedToken::view);
                 let claim = claims.and_then(|claims| claims.at(path.iter().map(|name| &**name)));
                 if claim.is_some() { secret } else { "no such claim" }.to_owned()
             }
-            Self::Header(key, _) => {
+            Self::Header(_, key, _) => {
                 if key.is_present(view) { secret } else { "no such header" }.to_owned()
             }
             Self::Host(_) => or_none(facts.http.map(|http| shown(http.authority)), "no host"),

@@ -1,7 +1,9 @@
 //! Conditions on headers and on what Envoy presents as headers ([SEM-AUTHZ-55] to [SEM-AUTHZ-57]).
 
+use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
+use super::asked::Slot;
 use super::text::{TextPattern, TextSet};
 use super::view::View;
 
@@ -30,6 +32,25 @@ pub(crate) enum Join {
     Comma,
     /// Lines are joined with `; ` in HTTP/2 and later ([SEM-AUTHZ-57]).
     Cookie,
+}
+
+/// What a request has of a header.
+#[derive(Clone, Copy)]
+pub(crate) enum Lines<'a> {
+    None,
+    One(&'a [u8]),
+    Several,
+}
+
+impl<'a> Lines<'a> {
+    pub(crate) fn of(headers: &'a HeaderMap, name: &HeaderName) -> Self {
+        let mut lines = headers.get_all(name).iter();
+        match (lines.next(), lines.next()) {
+            (None, _) => Self::None,
+            (Some(only), None) => Self::One(only.as_bytes()),
+            (Some(_), Some(_)) => Self::Several,
+        }
+    }
 }
 
 /// The names of which Envoy keeps a single value (its inline headers), in byte order.
@@ -107,30 +128,28 @@ impl HeaderKey {
     }
 
     /// Whether any value of the header satisfies any pattern, as Envoy sees the values.
-    pub(crate) fn matches(&self, set: &TextSet, view: &View<'_>) -> bool {
-        match self {
-            Self::Name { name, join } => {
-                let Some(http) = view.facts.http else { return false };
-                let mut lines = http.headers.get_all(name).iter();
-                let Some(first) = lines.next() else { return false };
-                match join.separator(http.version) {
-                    // One line needs no joining, and most headers have one.
-                    Some(separator) if lines.next().is_some() => {
-                        let values = http.headers.get_all(name);
-                        let lines = || values.iter().map(HeaderValue::as_bytes);
-                        let joined = Joined { lines, separator };
-                        set.patterns().iter().any(|pattern| joined.matches(pattern))
-                    }
-                    Some(_) => set.matches(first.as_bytes()),
-                    None => {
-                        set.matches(first.as_bytes())
-                            || lines.any(|line| set.matches(line.as_bytes()))
-                    }
-                }
+    #[inline]
+    pub(crate) fn matches(&self, slot: Slot, set: &TextSet, view: &View<'_>) -> bool {
+        match view.lines(slot, self) {
+            Lines::None => false,
+            // One line needs no joining, and most headers have one.
+            Lines::One(line) => set.matches(line),
+            Lines::Several => self.several_match(set, view),
+        }
+    }
+
+    #[inline(never)]
+    fn several_match(&self, set: &TextSet, view: &View<'_>) -> bool {
+        let Self::Name { name, join } = self else { return false };
+        let Some(http) = &view.facts.http else { return false };
+        let values = http.headers.get_all(name);
+        let lines = || values.iter().map(HeaderValue::as_bytes);
+        match join.separator(http.version) {
+            Some(separator) => {
+                let joined = Joined { lines, separator };
+                set.patterns().iter().any(|pattern| joined.matches(pattern))
             }
-            Self::Authority | Self::Method | Self::Path | Self::Scheme | Self::Impossible => {
-                self.pseudo(view).is_some_and(|text| set.matches(text))
-            }
+            None => lines().any(|line| set.matches(line)),
         }
     }
 
@@ -138,7 +157,7 @@ impl HeaderKey {
     pub(crate) fn is_present(&self, view: &View<'_>) -> bool {
         match self {
             Self::Name { name, .. } => {
-                view.facts.http.is_some_and(|http| http.headers.contains_key(name))
+                view.facts.http.as_ref().is_some_and(|http| http.headers.contains_key(name))
             }
             Self::Authority | Self::Method | Self::Path | Self::Scheme | Self::Impossible => {
                 self.pseudo(view).is_some()
@@ -148,7 +167,7 @@ impl HeaderKey {
 
     /// The value of a name that is no real header.
     pub(crate) fn pseudo<'a>(&self, view: &View<'a>) -> Option<&'a [u8]> {
-        let http = view.facts.http?;
+        let http = view.facts.http.as_ref()?;
         match self {
             Self::Authority => Some(http.authority.as_bytes()),
             Self::Method => Some(http.method.as_bytes()),
@@ -160,12 +179,25 @@ impl HeaderKey {
 
     /// [SEM-STRICT-03] Whether any, and whether every line satisfies the patterns, for a header
     /// that is present.
-    pub(crate) fn lines_match(&self, set: &TextSet, view: &View<'_>) -> Option<(bool, bool)> {
+    pub(crate) fn lines_match(
+        &self,
+        slot: Slot,
+        set: &TextSet,
+        view: &View<'_>,
+    ) -> Option<(bool, bool)> {
         let Self::Name { name, .. } = self else { return None };
-        let lines = view.facts.http?.headers.get_all(name);
-        let matching = || lines.iter().map(|line| set.matches(line.as_bytes()));
-        lines.iter().next()?;
-        Some((matching().any(|one| one), matching().all(|one| one)))
+        match view.lines(slot, self) {
+            Lines::None => None,
+            Lines::One(line) => {
+                let matches = set.matches(line);
+                Some((matches, matches))
+            }
+            Lines::Several => {
+                let lines = view.facts.http.as_ref()?.headers.get_all(name);
+                let matching = || lines.iter().map(|line| set.matches(line.as_bytes()));
+                Some((matching().any(|one| one), matching().all(|one| one)))
+            }
+        }
     }
 }
 

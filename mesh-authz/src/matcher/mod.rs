@@ -2,6 +2,7 @@
 
 mod address;
 mod anchor;
+mod asked;
 mod describe;
 mod header;
 mod peer;
@@ -13,6 +14,7 @@ mod view;
 
 pub(crate) use address::{BlockSet, parse_block, parse_port};
 pub(crate) use anchor::{Anchor, Coverage};
+pub(crate) use asked::{Place, Slot};
 pub(crate) use header::HeaderKey;
 pub(crate) use peer::{
     AccountPattern, NamespacePattern, PrincipalSet, TrustDomainMatch, istio_identity,

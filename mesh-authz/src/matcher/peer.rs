@@ -3,15 +3,123 @@
 //! Istio reads them with regexes over free text; here they are the same searches on bytes.
 //! The strict reading ([SEM-STRICT-04]) compares the segments of a parsed id instead.
 
+use std::cell::OnceCell;
 use std::fmt;
 
 use mesh_identity::{IstioIdentity, SpiffeIdRef};
 
 use super::text::{TextPattern, TextSet};
+use crate::facts::PeerIdentity;
 use crate::index::Key;
 
 /// The scheme that Istio puts before every principal.
 const SCHEME: &[u8] = b"spiffe://";
+
+/// The peer's names, taken apart at most once.
+pub(crate) enum PeerView<'a> {
+    Nobody,
+    /// What every workload has.
+    One(PeerName<'a>),
+    /// The names of a certificate that is no SVID.
+    Several(PeerIdentity<'a>),
+}
+
+impl<'a> PeerView<'a> {
+    #[inline]
+    pub(crate) fn new(peer: PeerIdentity<'a>) -> Self {
+        match peer {
+            PeerIdentity::None => Self::Nobody,
+            PeerIdentity::Svid(peer) => Self::One(PeerName::new(peer.id().as_str())),
+            PeerIdentity::Names(_) if peer.names().next().is_none() => Self::Nobody,
+            PeerIdentity::Names(_) => Self::Several(peer),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is_nobody(&self) -> bool {
+        matches!(self, Self::Nobody)
+    }
+
+    /// Whether any name passes the check.
+    #[inline]
+    pub(crate) fn any(&self, check: impl Fn(&PeerName<'a>) -> bool) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::One(name) => check(name),
+            Self::Several(peer) => peer.names().any(|name| check(&PeerName::new(name))),
+        }
+    }
+
+    /// Whether any name is a SPIFFE ID of Istio's shape that passes the check.
+    #[inline]
+    pub(crate) fn any_identity(&self, check: impl Fn(IstioIdentity<'a>) -> bool) -> bool {
+        self.any(|name| name.identity().is_some_and(&check))
+    }
+}
+
+/// One name of the peer in the parts that conditions look at.
+pub(crate) struct PeerName<'a> {
+    text: &'a str,
+    /// Behind the scheme.
+    rest: Option<&'a [u8]>,
+    domain: OnceCell<Option<&'a [u8]>>,
+    /// Behind each `/ns/`.
+    namespaces: OnceCell<Namespaces<'a>>,
+    identity: OnceCell<Option<IstioIdentity<'a>>>,
+}
+
+/// What stands behind the `/ns/` of a name. More than one is rare.
+#[derive(Clone, Copy)]
+enum Namespaces<'a> {
+    None,
+    One(&'a [u8]),
+    Several,
+}
+
+impl<'a> PeerName<'a> {
+    #[inline]
+    fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            rest: behind_scheme(text),
+            domain: OnceCell::new(),
+            namespaces: OnceCell::new(),
+            identity: OnceCell::new(),
+        }
+    }
+
+    /// What stands before the first slash behind the scheme; nothing without one.
+    #[inline]
+    fn domain(&self) -> Option<&'a [u8]> {
+        *self.domain.get_or_init(|| {
+            let rest = self.rest?;
+            rest.get(..memchr::memchr(b'/', rest)?)
+        })
+    }
+
+    #[inline]
+    fn namespaces(&self) -> impl Iterator<Item = &'a [u8]> {
+        let found = *self.namespaces.get_or_init(|| {
+            let mut rests = after_marks(self.text.as_bytes(), NAMESPACE_MARK);
+            match (rests.next(), rests.next()) {
+                (None, _) => Namespaces::None,
+                (Some(only), None) => Namespaces::One(only),
+                (Some(_), Some(_)) => Namespaces::Several,
+            }
+        });
+        let (one, many) = match found {
+            Namespaces::None => (None, None),
+            Namespaces::One(only) => (Some(only), None),
+            Namespaces::Several => (None, Some(after_marks(self.text.as_bytes(), NAMESPACE_MARK))),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    #[inline]
+    fn identity(&self) -> Option<IstioIdentity<'a>> {
+        *self.identity.get_or_init(|| istio_identity(self.text))
+    }
+}
 
 /// `principals`, aliases expanded ([SEM-AUTHZ-20]).
 #[derive(Debug)]
@@ -29,10 +137,10 @@ impl PrincipalSet {
         Self { any, rest: TextSet::new(rest) }
     }
 
-    pub(crate) fn matches(&self, name: &str) -> bool {
-        let name = name.as_bytes();
-        (self.any && TextPattern::Present.matches(name))
-            || name.strip_prefix(SCHEME).is_some_and(|rest| self.rest.matches(rest))
+    #[inline]
+    pub(crate) fn matches(&self, name: &PeerName<'_>) -> bool {
+        (self.any && TextPattern::Present.matches(name.text.as_bytes()))
+            || name.rest.is_some_and(|rest| self.rest.matches(rest))
     }
 
     /// The values, for a person.
@@ -52,7 +160,7 @@ pub(crate) fn behind_scheme(name: &str) -> Option<&[u8]> {
 }
 
 /// A value of `namespaces`: stars count anywhere and cross slashes ([SEM-AUTHZ-26]).
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct NamespacePattern {
     /// Texts that must follow each other, the first behind `/ns/`, the last before a slash.
     pieces: Box<[Box<str>]>,
@@ -64,10 +172,9 @@ impl NamespacePattern {
     }
 
     /// `.*/ns/` value `/.*`, every star a `.*`.
-    pub(crate) fn matches(&self, name: &str) -> bool {
+    pub(crate) fn matches(&self, name: &PeerName<'_>) -> bool {
         let Some((first, more)) = self.pieces.split_first() else { return false };
-        let mut rests = after_marks(name.as_bytes(), NAMESPACE_MARK)
-            .filter_map(|rest| rest.strip_prefix(first.as_bytes()));
+        let mut rests = name.namespaces().filter_map(|rest| rest.strip_prefix(first.as_bytes()));
         let Some((last, middle)) = more.split_last() else {
             return rests.any(|rest| rest.first() == Some(&b'/'));
         };
@@ -153,7 +260,7 @@ fn has_segment_end(text: &[u8], piece: &[u8]) -> bool {
 }
 
 /// A value of `serviceAccounts`, namespace filled in ([SEM-AUTHZ-27]).
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct AccountPattern {
     namespace: Box<str>,
     name: Box<str>,
@@ -167,12 +274,14 @@ impl AccountPattern {
     }
 
     /// `spiffe://.+/ns/NS/(.+/|)sa/NAME(/.+)?`
-    pub(crate) fn matches(&self, name: &str) -> bool {
-        let Some(rest) = name.as_bytes().strip_prefix(SCHEME) else { return false };
+    pub(crate) fn matches(&self, name: &PeerName<'_>) -> bool {
+        let Some(rest) = name.rest else { return false };
         // `.+`: something stands before `/ns/`.
-        let Some(rest) = rest.get(1..) else { return false };
+        let longest = rest.len().saturating_sub(NAMESPACE_MARK.len()).saturating_sub(1);
         // The first namespace mark leaves the longest rest, which holds those of the others.
-        let mut rests = after_marks(rest, NAMESPACE_MARK)
+        let mut rests = name
+            .namespaces()
+            .filter(|rest| rest.len() <= longest)
             .filter_map(|rest| rest.strip_prefix(self.namespace.as_bytes())?.strip_prefix(b"/"));
         let Some(rest) = rests.next() else { return false };
         if rest.strip_prefix(ACCOUNT_MARK).is_some_and(|account| self.is_account(account)) {
@@ -229,13 +338,11 @@ impl TrustDomainMatch {
         }
     }
 
-    pub(crate) fn matches(&self, name: &str) -> bool {
-        let Some(rest) = name.as_bytes().strip_prefix(SCHEME) else { return false };
+    pub(crate) fn matches(&self, name: &PeerName<'_>) -> bool {
         if *self == Self::Any {
-            return true;
+            return name.rest.is_some();
         }
-        let Some(slash) = memchr::memchr(b'/', rest) else { return false };
-        let domain = rest.get(..slash).unwrap_or_default();
+        let Some(domain) = name.domain() else { return false };
         match self {
             Self::Any => true,
             Self::Exact(exact) => domain == exact.as_bytes(),

@@ -6,7 +6,7 @@ use super::text::TextPattern;
 use crate::index::Key;
 
 /// One value, split at its last slash.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct RequestPrincipalPattern {
     issuer: TextPattern,
     subject: TextPattern,

@@ -3,7 +3,7 @@
 use crate::index::Key;
 
 /// A compiled template.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Template {
     /// What validation accepts: operators that are whole segments, `{**}` at most once and last.
     Segments {
@@ -17,7 +17,7 @@ pub(crate) enum Template {
 }
 
 /// A segment of a template.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Segment {
     Literal(Box<str>),
     /// `{*}`
@@ -25,7 +25,7 @@ pub(crate) enum Segment {
 }
 
 /// A piece of a template that validation refuses.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Unit {
     Byte(u8),
     /// A byte that Envoy's regex repeats, because a literal star stands behind it.
@@ -46,31 +46,28 @@ pub(crate) enum Alphabet {
 }
 
 impl Alphabet {
+    /// Whether operators cover every byte of the text, slashes aside.
+    pub(crate) fn covers_all(self, text: &[u8]) -> bool {
+        self == Self::Wide || text.iter().all(|byte| *byte == b'/' || self.covers(*byte))
+    }
+
     fn covers(self, byte: u8) -> bool {
         self == Self::Wide
-            || byte.is_ascii_alphanumeric()
-            || matches!(
-                byte,
-                b'-' | b'.'
-                    | b'_'
-                    | b'~'
-                    | b'%'
-                    | b'!'
-                    | b'$'
-                    | b'&'
-                    | b'\''
-                    | b'('
-                    | b')'
-                    | b'+'
-                    | b','
-                    | b';'
-                    | b':'
-                    | b'@'
-                    | b'='
-                    | b'*'
-            )
+            || OPERATOR_BYTES.checked_shr(byte.into()).is_some_and(|bits| bits & 1 == 1)
     }
 }
+
+/// What Envoy's operators cover: a bit for each byte of ASCII.
+const OPERATOR_BYTES: u128 = {
+    let mut bits = 0;
+    let mut bytes: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\
+        -._~%!$&'()+,;:@=*";
+    while let [byte, rest @ ..] = bytes {
+        bits |= 1 << *byte;
+        bytes = rest;
+    }
+    bits
+};
 
 /// Whether a path value is a template ([SEM-AUTHZ-66]).
 pub(crate) fn is_template(value: &str) -> bool {
@@ -212,7 +209,7 @@ fn matches_segments(head: &[Segment], rest: Option<&str>, path: &[u8], alphabet:
         let (this, next) = (this.unwrap_or_default(), next.unwrap_or_default());
         let fits = match segment {
             Segment::Literal(text) => this == text.as_bytes(),
-            Segment::One => !this.is_empty() && this.iter().all(|byte| alphabet.covers(*byte)),
+            Segment::One => !this.is_empty() && alphabet.covers_all(this),
         };
         if !fits {
             return false;
@@ -221,7 +218,7 @@ fn matches_segments(head: &[Segment], rest: Option<&str>, path: &[u8], alphabet:
     }
     let Some(rest) = rest else { return true };
     let Some(covered) = left.strip_suffix(rest.as_bytes()) else { return false };
-    covered.iter().all(|byte| *byte == b'/' || alphabet.covers(*byte))
+    alphabet.covers_all(covered)
 }
 
 /// Envoy reads operators at the start of a segment only; a star behind other text is a literal one,

@@ -2,14 +2,12 @@
 
 use std::net::IpAddr;
 
-use mesh_identity::VerifiedToken;
 use serde_json::Value;
 
 use super::address::BlockSet;
+use super::asked::{Place, Slot};
 use super::header::HeaderKey;
-use super::peer::{
-    AccountPattern, NamespacePattern, PrincipalSet, TrustDomainMatch, istio_identity,
-};
+use super::peer::{AccountPattern, NamespacePattern, PrincipalSet, TrustDomainMatch};
 use super::request_principal::RequestPrincipalPattern;
 use super::template::{Alphabet, Template};
 use super::text::TextSet;
@@ -22,10 +20,12 @@ pub(crate) struct Test {
     pub(crate) matcher: Matcher,
     /// Whether it is a `not…` field.
     pub(crate) negated: bool,
+    /// Where its outcome is remembered, when other rules have the same test.
+    pub(crate) place: Option<Place>,
 }
 
 /// What a matching rule does: strict options narrow what allows and widen what refuses.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Effect {
     Allow,
     /// DENY and CUSTOM.
@@ -46,8 +46,8 @@ pub(crate) struct Mood {
 pub(crate) enum Matcher {
     Account(Box<[AccountPattern]>),
     Address(AddressOf, BlockSet),
-    Claim(Box<[Box<str>]>, TextSet),
-    Header(Box<HeaderKey>, TextSet),
+    Claim(Slot, Box<[Box<str>]>, TextSet),
+    Header(Slot, Box<HeaderKey>, TextSet),
     /// Patterns in lower case.
     Host(TextSet),
     Metadata(Box<MetadataMatcher>),
@@ -72,6 +72,7 @@ pub(crate) enum AddressOf {
 /// [SEM-AUTHZ-75]
 #[derive(Debug)]
 pub(crate) struct MetadataMatcher {
+    pub(crate) slot: Slot,
     pub(crate) filter: Box<str>,
     pub(crate) key: Box<str>,
     /// What a string must satisfy.
@@ -131,6 +132,14 @@ impl Test {
     /// Whether the condition holds.
     #[inline]
     pub(crate) fn holds(&self, view: &View<'_>, mood: Mood) -> bool {
+        match self.place {
+            Some(place) => view.outcomes.get(place, || self.holds_by_itself(view, mood)),
+            None => self.holds_by_itself(view, mood),
+        }
+    }
+
+    #[inline]
+    fn holds_by_itself(&self, view: &View<'_>, mood: Mood) -> bool {
         let istio = self.matcher.matches(view);
         if mood.semantics.is_istio() || mood.effect == Effect::Observe {
             return istio != self.negated;
@@ -158,9 +167,9 @@ impl Matcher {
     #[inline]
     fn matches(&self, view: &View<'_>) -> bool {
         if let Self::Path(set) = self {
-            view.path.is_some_and(|path| set.matches(path, Alphabet::Envoy))
+            set.matches(view)
         } else if let Self::Method(set) = self {
-            view.facts.http.as_ref().is_some_and(|http| set.matches(http.method.as_bytes()))
+            view.method.is_some_and(|method| set.matches(method))
         } else {
             self.matches_out_of_line(view)
         }
@@ -168,40 +177,34 @@ impl Matcher {
 
     #[inline(never)]
     fn matches_out_of_line(&self, view: &View<'_>) -> bool {
-        let facts = view.facts;
-        let any_name = |check: &dyn Fn(&str) -> bool| facts.peer.names().any(check);
         match self {
             Self::Account(accounts) => {
-                any_name(&|name| accounts.iter().any(|account| account.matches(name)))
+                view.peer.any(|name| accounts.iter().any(|account| account.matches(name)))
             }
             Self::Address(which, blocks) => which.of(view).is_some_and(|ip| blocks.contains(ip)),
-            Self::Claim(path, set) => {
-                let claims = facts.token.map(VerifiedToken::view);
-                let claim = claims.and_then(|claims| claims.at(path.iter().map(|name| &**name)));
-                claim.is_some_and(|claim| claim_matches(claim, set))
+            Self::Claim(slot, path, set) => {
+                view.claim(*slot, path).is_some_and(|claim| claim_matches(claim, set))
             }
-            Self::Header(key, set) => key.matches(set, view),
-            Self::Host(set) => facts.http.is_some() && set.matches(view.host.text()),
+            Self::Header(slot, key, set) => key.matches(*slot, set, view),
+            Self::Host(set) => view.method.is_some() && set.matches(view.host.text()),
             Self::Metadata(metadata) => metadata.matches(view),
-            Self::Method(set) => facts.http.is_some_and(|http| set.matches(http.method.as_bytes())),
+            Self::Method(set) => view.method.is_some_and(|method| set.matches(method)),
             Self::Namespace(patterns) => {
-                any_name(&|name| patterns.iter().any(|pattern| pattern.matches(name)))
+                view.peer.any(|name| patterns.iter().any(|pattern| pattern.matches(name)))
             }
-            Self::Path(set) => view.path.is_some_and(|path| set.matches(path, Alphabet::Envoy)),
+            Self::Path(set) => set.matches(view),
             Self::Port(ports) => {
-                facts.destination.is_some_and(|local| ports.contains(&local.port()))
+                view.facts.destination.is_some_and(|local| ports.contains(&local.port()))
             }
-            Self::Principal(set) => any_name(&|name| set.matches(name)),
+            Self::Principal(set) => view.peer.any(|name| set.matches(name)),
             Self::RequestPrincipal(patterns) => {
-                let claims = facts.token.map(VerifiedToken::view);
-                let pair = claims.and_then(|claims| claims.issuer().zip(claims.subject()));
-                pair.is_some_and(|(issuer, subject)| {
+                view.token_principal().is_some_and(|(issuer, subject)| {
                     patterns.iter().any(|pattern| pattern.matches(issuer, subject))
                 })
             }
             Self::Sni(set) => set.matches(view.sni.text()),
             Self::TrustDomain(domains) => {
-                any_name(&|name| domains.iter().any(|domain| domain.matches(name)))
+                view.peer.any(|name| domains.iter().any(|domain| domain.matches(name)))
             }
         }
     }
@@ -214,7 +217,7 @@ impl Matcher {
     }
 
     fn readings(&self, view: &View<'_>, semantics: Semantics) -> Readings {
-        if self.is_identity() && view.facts.peer.names().next().is_none() {
+        if self.is_identity() && view.peer.is_nobody() {
             // [SEM-STRICT-05] Unknown: true where that refuses, false where that allows.
             return if semantics.has(StrictRule::PlainTextFailsClosed) {
                 Readings { any: true, all: false }
@@ -224,18 +227,18 @@ impl Matcher {
         }
         match self {
             Self::Account(accounts) if semantics.has(StrictRule::StructuralIdentity) => {
-                Readings::one(view.facts.peer.names().filter_map(istio_identity).any(|identity| {
+                Readings::one(view.peer.any_identity(|identity| {
                     accounts.iter().any(|account| account.matches_identity(identity))
                 }))
             }
             Self::Namespace(patterns) if semantics.has(StrictRule::StructuralIdentity) => {
-                Readings::one(view.facts.peer.names().filter_map(istio_identity).any(|identity| {
+                Readings::one(view.peer.any_identity(|identity| {
                     patterns.iter().any(|pattern| pattern.matches_segment(identity.namespace))
                 }))
             }
-            Self::Header(key, set) if semantics.has(StrictRule::RepeatedHeaders) => {
+            Self::Header(slot, key, set) if semantics.has(StrictRule::RepeatedHeaders) => {
                 // [SEM-STRICT-03] Each line by itself, also of headers that Envoy joins.
-                key.lines_match(set, view)
+                key.lines_match(*slot, set, view)
                     .map_or(Readings::NEUTRAL, |(any, all)| Readings { any, all })
             }
             Self::Host(set) if semantics.has(StrictRule::HostHygiene) => {
@@ -269,7 +272,7 @@ impl Matcher {
 impl AddressOf {
     pub(crate) fn of(self, view: &View<'_>) -> Option<IpAddr> {
         match self {
-            Self::Client => view.facts.client_ip(),
+            Self::Client => view.client_ip,
             Self::Destination => view.facts.destination.map(|local| local.ip()),
             Self::Source => view.facts.source_ip,
         }
@@ -278,8 +281,10 @@ impl AddressOf {
 
 impl PathSet {
     #[inline]
-    fn matches(&self, path: &[u8], alphabet: Alphabet) -> bool {
-        self.texts.matches(path) || self.fits_template(path, alphabet)
+    fn matches(&self, view: &View<'_>) -> bool {
+        let Some(path) = view.path else { return false };
+        self.texts.matches(path)
+            || (self.templates.is_some() && self.fits_template(path, view.alphabet()))
     }
 
     #[inline]
@@ -294,8 +299,7 @@ impl PathSet {
 
 impl MetadataMatcher {
     fn matches(&self, view: &View<'_>) -> bool {
-        let filter = view.facts.metadata.and_then(|metadata| metadata.get(&*self.filter));
-        match filter.and_then(|filter| filter.get(&*self.key)) {
+        match view.metadata(self) {
             Some(Value::String(text)) => self.text.matches(text.as_bytes()),
             Some(Value::Array(elements)) => elements
                 .iter()

@@ -10,7 +10,7 @@ use crate::matcher::{
 };
 
 /// A value of `values` or `notValues`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Value {
     Account(AccountPattern),
     Block(IpNet),
