@@ -14,8 +14,8 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use http_body::Body;
 use mesh_authz::rego::{
-    BodyView, DEFAULT_QUERY, DecisionLogEvent, LogPolicy, RegoAnswer, RegoDecision, RegoDenyReason,
-    RegoInput, RegoPolicy, RegoPool,
+    BodyView, DEFAULT_QUERY, DecisionLogEvent, InputParts, LogPolicy, RegoAnswer, RegoDecision,
+    RegoDenyReason, RegoInput, RegoPolicy, RegoPool,
 };
 use mesh_identity::VerifiedToken;
 use tokio::sync::oneshot;
@@ -173,7 +173,8 @@ impl RegoStage {
         self
     }
 
-    /// How many bytes of the body the policy sees; nothing keeps bodies from it.
+    /// How many bytes of the body the policy sees; nothing keeps bodies from it. A policy that does
+    /// not look at bodies does not wait for them, unless there is a decision log.
     #[must_use]
     pub fn with_max_body(mut self, bytes: Option<usize>) -> Self {
         self.max_body = bytes;
@@ -199,8 +200,12 @@ impl RegoStage {
     where
         B: Body<Data = Bytes> + Unpin,
     {
+        // One policy for the whole request: what it does not read is not there for another.
+        let loaded = self.current.load_full();
+        let only = self.only(&loaded);
         let max = self.max_body.unwrap_or_default();
-        let read = self.read(parts, body, context.limits).await?;
+        let read =
+            if only.has_body() { self.read(parts, body, context.limits).await? } else { None };
         let body = read.map(|(read, complete)| CheckedBody {
             truncated: !complete || read.len() > max,
             bytes: read.slice(..read.len().min(max)),
@@ -215,8 +220,8 @@ impl RegoStage {
             timeout: self.deadline,
             body: body.as_ref(),
         };
-        let input = input(&request, admitted.token.as_ref());
-        match answer(self.decide(input, &request).await) {
+        let input = input(&request, admitted.token.as_ref(), only);
+        match answer(self.decide(&loaded, input, &request).await) {
             CheckAnswer::Allow(asked) => apply(parts, asked, changes),
             CheckAnswer::Deny(Denial { status, headers, body, reason }) => {
                 let detail = format!("rego_denied{{{}}}", reason.unwrap_or_default());
@@ -250,14 +255,26 @@ impl RegoStage {
         }
     }
 
+    /// What the policy reads of a request; a log is told everything.
+    fn only<'l>(&self, loaded: &'l Loaded) -> &'l InputParts {
+        match &loaded.policy {
+            Some(policy) if self.log.is_none() => policy.reads(),
+            Some(_) | None => &InputParts::ALL,
+        }
+    }
+
     /// Evaluates on the pool, waits until the deadline, and logs what came of it.
-    async fn decide(&self, input: RegoInput, request: &CheckRequest<'_>) -> RegoDecision {
-        let loaded = self.current.load_full();
+    async fn decide(
+        &self,
+        loaded: &Loaded,
+        input: RegoInput,
+        request: &CheckRequest<'_>,
+    ) -> RegoDecision {
         let Some(log) = &self.log else {
-            return self.evaluate(&loaded, input).await.into_decision();
+            return self.evaluate(loaded, input).await.into_decision();
         };
         let begun = monotonic();
-        let answer = self.evaluate(&loaded, input.clone()).await;
+        let answer = self.evaluate(loaded, input.clone()).await;
         let mut event = DecisionLogEvent::default();
         let query = loaded.policy.as_ref().map_or(DEFAULT_QUERY, |policy| policy.query());
         event.path = query.trim_start_matches("data.").replace('.', "/");
@@ -326,7 +343,11 @@ impl Loaded {
 /// of bodies what the provider is to see.
 impl Authorizer for RegoStage {
     fn check<'r>(&'r self, request: CheckRequest<'r>) -> CheckFuture<'r> {
-        Box::pin(async move { Ok(answer(self.decide(input(&request, None), &request).await)) })
+        Box::pin(async move {
+            let loaded = self.current.load_full();
+            let input = input(&request, None, self.only(&loaded));
+            Ok(answer(self.decide(&loaded, input, &request).await))
+        })
     }
 }
 
@@ -356,7 +377,11 @@ fn answer(decision: RegoDecision) -> CheckAnswer {
     }
 }
 
-fn input(request: &CheckRequest<'_>, token: Option<&VerifiedToken>) -> RegoInput {
+fn input(
+    request: &CheckRequest<'_>,
+    token: Option<&VerifiedToken>,
+    only: &InputParts,
+) -> RegoInput {
     let body = match request.body() {
         None => BodyView::NotRequested,
         Some(body) if body.truncated => BodyView::Truncated(&body.bytes),
@@ -372,7 +397,8 @@ fn input(request: &CheckRequest<'_>, token: Option<&VerifiedToken>) -> RegoInput
         .destination(connection.local_address())
         .destination_id(request.own_id())
         .time(request.time(), 0)
-        .body(body);
+        .body(body)
+        .only(only);
     if let Some(peer) = connection.peer() {
         input = input.peer(peer);
     }

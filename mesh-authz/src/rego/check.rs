@@ -2,7 +2,7 @@
 //!
 //! regorus resolves a function when its caller is compiled, notices recursion of rules late and of
 //! functions never, and knows builtins that are not for us. OPA refuses all of it at load, and so
-//! does this walk ([SEC-REGO-1], [SEC-REGO-2]). It runs on [`regorus`]' own tree, so that there is
+//! does this walk ([SEC-REGO-1], [SEC-REGO-2]). On its way it notes what is read of the input. It runs on [`regorus`]' own tree, so that there is
 //! no second opinion on what the text means.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,13 +21,18 @@ pub const MAX_RULE_CHAIN: usize = 100;
 /// regorus passes at most this many arguments to a function and drops further ones.
 const MAX_ARGUMENTS: usize = 8;
 
-/// Checks the modules and tells which builtins they call.
+/// What is known of modules that are in order.
+pub(super) struct Checked {
+    /// The builtins that they call.
+    pub(super) called: BTreeSet<&'static str>,
+    /// The constant beginnings of all references to the input, `input` left out.
+    pub(super) reads: BTreeSet<Path>,
+}
+
+/// Checks the modules.
 ///
 /// `query` must name a rule, such as `data.envoy.authz.allow`.
-pub(super) fn check(
-    modules: &[Ref<Module>],
-    query: &str,
-) -> Result<BTreeSet<&'static str>, RegoLoadError> {
+pub(super) fn check(modules: &[Ref<Module>], query: &str) -> Result<Checked, RegoLoadError> {
     let mut rules = Rules::default();
     for module in modules {
         let package = path_of(&module.package.refr).unwrap_or_default();
@@ -38,9 +43,11 @@ pub(super) fn check(
     if !rules.ids.contains_key(&split_path(query)) {
         return Err(RegoLoadError::QueryNotFound { query: query.to_owned() });
     }
-    let mut called = BTreeSet::new();
+    let (mut called, mut reads) = (BTreeSet::new(), BTreeSet::new());
     for module in modules {
         let package = path_of(&module.package.refr).unwrap_or_default();
+        // What has another name is read as a whole.
+        reads.extend(module.imports.iter().filter_map(|import| below_input(&import.refr)));
         let aliases = aliases(&module.imports);
         for rule in &module.policy {
             let Some(id) = rules.id(&package, rule) else { continue };
@@ -51,10 +58,12 @@ pub(super) fn check(
                 locals: Vec::new(),
                 reached: BTreeSet::new(),
                 called: BTreeSet::new(),
+                reads: BTreeSet::new(),
             };
             walk.rule(rule)?;
-            let Walk { reached, called: mut builtins, .. } = walk;
+            let Walk { reached, called: mut builtins, reads: mut read, .. } = walk;
             called.append(&mut builtins);
+            reads.append(&mut read);
             if let Some(node) = rules.nodes.get_mut(id) {
                 node.reaches.extend(reached);
             }
@@ -64,11 +73,19 @@ pub(super) fn check(
     for name in &called {
         shadowed(&rules, name)?;
     }
-    Ok(called)
+    Ok(Checked { called, reads })
 }
 
 /// A path's components, `data` left out.
 type Path = Vec<String>;
+
+/// The constant path of a reference that begins with `input`.
+fn below_input(expr: &Expr) -> Option<Path> {
+    path_of(expr).filter(|path| path.first().is_some_and(|root| root == "input")).map(|mut path| {
+        path.remove(0);
+        path
+    })
+}
 
 fn split_path(dotted: &str) -> Path {
     dotted.strip_prefix("data.").unwrap_or(dotted).split('.').map(str::to_owned).collect()
@@ -242,6 +259,7 @@ struct Walk<'r> {
     locals: Vec<BTreeSet<String>>,
     reached: BTreeSet<usize>,
     called: BTreeSet<&'static str>,
+    reads: BTreeSet<Path>,
 }
 
 impl Walk<'_> {
@@ -385,6 +403,9 @@ impl Walk<'_> {
             }
             return Ok(());
         };
+        if root == "input" {
+            self.reads.insert(components.clone());
+        }
         if let Some(path) = self.absolute(&root, &components) {
             self.reached.extend(self.rules.met_by(&path));
         }

@@ -1,15 +1,18 @@
 //! The input document of OPA's Envoy plugin, built from what has been verified.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
 use http::HeaderMap;
+use http::header::HOST;
 use mesh_identity::{SpiffeId, VerifiedPeer, VerifiedToken};
 use regorus::Value;
 use rustls_pki_types::UnixTime;
 
 use super::parse::{BadInput, Budget, as_envoy_text, parse_body, parse_path, parse_query};
+use super::parts::{InputParts, Part};
 
 /// The most that an input document may hold: the bytes of its texts and 16 for each value
 /// ([SEC-REGO-5]). Evaluation is at least linear in it.
@@ -23,7 +26,7 @@ pub const MAX_STRING_BYTES: usize = 8 << 10;
 pub const MAX_INPUT_DEPTH: usize = 32;
 
 /// Tells whether the body that Envoy sends along is cut off.
-const PARTIAL_BODY_HEADER: &str = "x-envoy-auth-partial-body";
+pub(super) const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
 
 /// Where Envoy's jwt_authn filter puts the claims of a token it has verified.
 const JWT_AUTHN_FILTER: &str = "envoy.filters.http.jwt_authn";
@@ -76,6 +79,7 @@ impl RegoInput {
             token: None,
             time: None,
             body: BodyView::NotRequested,
+            only: &InputParts::ALL,
         }
     }
 
@@ -138,6 +142,7 @@ pub struct RegoInputBuilder<'a> {
     token: Option<&'a VerifiedToken>,
     time: Option<(UnixTime, u32)>,
     body: BodyView<'a>,
+    only: &'a InputParts,
 }
 
 impl<'a> RegoInputBuilder<'a> {
@@ -219,6 +224,14 @@ impl<'a> RegoInputBuilder<'a> {
         self
     }
 
+    /// Leaves out what a policy does not read ([`super::RegoPolicy::reads`]). The decision is the
+    /// same; a log would lack the rest.
+    #[must_use]
+    pub fn only(mut self, parts: &'a InputParts) -> Self {
+        self.only = parts;
+        self
+    }
+
     /// Builds the document. A problem is kept in it and becomes a 400.
     #[must_use]
     pub fn build(self) -> RegoInput {
@@ -234,92 +247,128 @@ impl<'a> RegoInputBuilder<'a> {
     }
 
     fn document(&self, budget: &mut Budget) -> Result<Value, BadInput> {
+        let only = self.only;
+        let mut input = Entries::default();
+        input.value("attributes", self.attributes(budget)?);
+        if only.has(Part::Version) {
+            let mut version = Entries::default();
+            version.value("ext_authz", Value::from("v3"));
+            version.value("encoding", Value::from("protojson"));
+            input.value("version", version.finish());
+        }
+        // A path or query that cannot be read is refused, whoever reads it.
         let (path, query) =
             self.path_and_query.split_once('?').unwrap_or((self.path_and_query, ""));
         let parsed_path = parse_path(path, budget)?;
-        let parsed_query = parse_query(query, budget)?;
-        let body = match self.body {
-            BodyView::NotRequested => None,
-            BodyView::Complete(bytes) | BodyView::Truncated(bytes) => Some(as_envoy_text(bytes)),
-        };
-        let headers = self.header_values(budget)?;
-        let header = |name: &str| headers.get(name).map(String::as_str);
-        let (parsed_body, truncated) = match (self.body, &body) {
-            (BodyView::Truncated(_), _) => (Value::Null, true),
-            (BodyView::Complete(_), Some(body)) => {
-                parse_body(body, header("content-type"), header("content-length"), budget)?
-            }
-            (BodyView::Complete(_) | BodyView::NotRequested, _) => (Value::Null, false),
-        };
-
-        let mut http = Entries::default();
-        http.text("id", self.request_id, budget)?;
-        http.text("method", self.method, budget)?;
-        http.text("path", self.path_and_query, budget)?;
-        http.text("host", self.authority, budget)?;
-        http.text("scheme", self.scheme, budget)?;
-        http.text("protocol", self.protocol, budget)?;
-        if let Some(body) = body.filter(|body| !body.is_empty()) {
-            // The raw body alone may be longer than other strings.
-            budget.take(body.len())?;
-            http.value("size", Value::from(body.len()));
-            http.value("body", Value::from(body.as_ref()));
+        if only.has(Part::ParsedPath) {
+            input.value("parsed_path", parsed_path);
         }
-        let headers =
-            headers.into_iter().map(|(name, value)| (Value::from(name), Value::from(value)));
-        http.value("headers", Value::from(headers.collect::<BTreeMap<_, _>>()));
+        let parsed_query = parse_query(query, budget)?;
+        if only.has(Part::ParsedQuery) {
+            input.value("parsed_query", parsed_query);
+        }
+        if only.has_body() {
+            let (parsed, truncated) = match self.body {
+                BodyView::Truncated(_) => (Value::Null, true),
+                BodyView::Complete(bytes) => {
+                    let (kind, length) =
+                        (self.joined("content-type"), self.joined("content-length"));
+                    parse_body(&as_envoy_text(bytes), kind.as_deref(), length.as_deref(), budget)?
+                }
+                BodyView::NotRequested => (Value::Null, false),
+            };
+            input.value("parsed_body", parsed);
+            input.value("truncated_body", Value::Bool(truncated));
+        }
+        if only.has(Part::SourcePrincipal) {
+            let principal = self.peer.map(|peer| peer.id().as_str());
+            input.text("source_principal", principal.unwrap_or_default(), budget)?;
+        }
+        Ok(input.finish())
+    }
 
+    fn attributes(&self, budget: &mut Budget) -> Result<Value, BadInput> {
+        let only = self.only;
+        let mut attributes = Entries::default();
+        if only.has(Part::Source) {
+            let principal = self.peer.map(|peer| peer.id().as_str());
+            attributes.value("source", end(self.source, principal, budget)?);
+        }
+        if only.has(Part::Destination) {
+            let own = self.destination_id.map(SpiffeId::as_str);
+            attributes.value("destination", end(self.destination, own, budget)?);
+        }
         let mut request = Entries::default();
-        if let Some((seconds, nanos)) = self.time {
+        if let Some((seconds, nanos)) = self.time.filter(|_| only.has(Part::Time)) {
             request.value("time", timestamp(seconds, nanos));
         }
-        request.value("http", http.finish());
-
-        let mut attributes = Entries::default();
-        let principal = self.peer.map(VerifiedPeer::id).map(SpiffeId::as_str);
-        attributes.value("source", end(self.source, principal, budget)?);
-        let own = self.destination_id.map(SpiffeId::as_str);
-        attributes.value("destination", end(self.destination, own, budget)?);
+        request.value("http", self.http(budget)?);
         attributes.value("request", request.finish());
-        if let Some(token) = self.token {
+        if let Some(token) = self.token.filter(|_| only.has(Part::Metadata)) {
             let payload = budget.json_object(token.view().object())?;
             let filter = Entries::one("payload", payload);
             let filters = Entries::one(JWT_AUTHN_FILTER, filter);
             attributes.value("metadataContext", Entries::one("filterMetadata", filters));
         }
+        Ok(attributes.finish())
+    }
 
-        let mut version = Entries::default();
-        version.value("ext_authz", Value::from("v3"));
-        version.value("encoding", Value::from("protojson"));
+    fn http(&self, budget: &mut Budget) -> Result<Value, BadInput> {
+        let mut http = Entries::default();
+        for (part, key, text) in [
+            (Part::Id, "id", self.request_id),
+            (Part::Method, "method", self.method),
+            (Part::Path, "path", self.path_and_query),
+            (Part::Host, "host", self.authority),
+            (Part::Scheme, "scheme", self.scheme),
+            (Part::Protocol, "protocol", self.protocol),
+        ] {
+            if self.only.has(part) {
+                http.text(key, text, budget)?;
+            }
+        }
+        if let (BodyView::Complete(bytes) | BodyView::Truncated(bytes), true) =
+            (self.body, self.only.has(Part::Size) || self.only.has(Part::Body))
+            && !bytes.is_empty()
+        {
+            let body = as_envoy_text(bytes);
+            // The raw body alone may be longer than other strings.
+            budget.take(body.len())?;
+            http.value("size", Value::from(body.len()));
+            http.value("body", Value::from(body.as_ref()));
+        }
+        if self.only.has(Part::Headers) {
+            http.value("headers", self.headers(budget)?);
+        }
+        Ok(http.finish())
+    }
 
-        let mut input = Entries::default();
-        input.value("attributes", attributes.finish());
-        input.value("version", version.finish());
-        input.value("parsed_path", parsed_path);
-        input.value("parsed_query", parsed_query);
-        input.value("parsed_body", parsed_body);
-        input.value("truncated_body", Value::Bool(truncated));
-        input.text("source_principal", principal.unwrap_or_default(), budget)?;
-        Ok(input.finish())
+    /// The lines of a header, joined as Envoy does.
+    fn joined(&self, name: &str) -> Option<Cow<'a, str>> {
+        let mut lines =
+            self.headers.get_all(name).iter().map(|line| as_envoy_text(line.as_bytes()));
+        let first = lines.next()?;
+        Some(lines.fold(first, |joined, line| Cow::Owned(format!("{joined},{line}"))))
     }
 
     /// Headers as Envoy sends them: repeated ones joined by a comma, pseudo headers among them,
     /// and its own word on the body instead of the client's.
-    fn header_values(&self, budget: &mut Budget) -> Result<BTreeMap<String, String>, BadInput> {
-        let mut headers = BTreeMap::<String, String>::new();
-        for (name, value) in self.headers {
-            let value = as_envoy_text(value.as_bytes());
-            headers
-                .entry(name.as_str().to_owned())
-                .and_modify(|joined| {
-                    joined.push(',');
-                    joined.push_str(&value);
-                })
-                .or_insert_with(|| value.clone().into_owned());
-        }
+    fn headers(&self, budget: &mut Budget) -> Result<Value, BadInput> {
+        let only = self.only.headers();
+        let mut headers = BTreeMap::new();
+        let mut add = |name: &str, value: &str| -> Result<(), BadInput> {
+            if value.len() > MAX_STRING_BYTES {
+                return Err(BadInput::TooLarge);
+            }
+            budget.take(name.len().saturating_add(value.len()))?;
+            headers.insert(Value::from(name), Value::from(value));
+            Ok(())
+        };
         // Envoy has one name for both, so `host` is gone.
-        headers.remove("host");
-        headers.remove(PARTIAL_BODY_HEADER);
+        let names = self.headers.keys().filter(|name| **name != HOST && *name != PARTIAL_BODY);
+        for name in names.filter(|name| only.has(name)) {
+            add(name.as_str(), &self.joined(name.as_str()).unwrap_or_default())?;
+        }
         let partial = match self.body {
             BodyView::NotRequested => "",
             BodyView::Complete(_) => "false",
@@ -330,19 +379,13 @@ impl<'a> RegoInputBuilder<'a> {
             (":path", self.path_and_query),
             (":authority", self.authority),
             (":scheme", self.scheme),
-            (PARTIAL_BODY_HEADER, partial),
+            (PARTIAL_BODY, partial),
         ] {
-            if !value.is_empty() {
-                headers.insert(name.to_owned(), value.to_owned());
+            if !value.is_empty() && self.only.has_header(name) {
+                add(name, value)?;
             }
         }
-        for (name, value) in &headers {
-            if value.len() > MAX_STRING_BYTES {
-                return Err(BadInput::TooLarge);
-            }
-            budget.take(name.len().saturating_add(value.len()))?;
-        }
-        Ok(headers)
+        Ok(Value::from(headers))
     }
 }
 

@@ -8,10 +8,11 @@
 //!
 //! Work is bounded without a clock: [`RegoOptions`] sets how many instructions an evaluation may
 //! execute, and as much again it may spend on what they do not count, which is comparing and
-//! building large values and calling builtins; recursion is refused at load, and the builtins whose cost does not follow from their
-//! input are left out or check their arguments ([`builtin_names`] lists what exists). Wall-clock
-//! limits belong to the caller, who waits for a [`RegoPool`] as long as it likes: regorus' own
-//! timer needs a clock that can be set once for the whole process, so it is not used.
+//! building large values and calling builtins. Recursion is refused at load, and builtins whose cost
+//! does not follow from their input are left out or check their arguments ([`builtin_names`] lists
+//! what exists). Wall-clock limits belong to the caller, who waits for a [`RegoPool`] as long as it
+//! likes: regorus' own timer needs a clock that can be set once for the whole process, so it is
+//! not used.
 //!
 //! # Threads
 //!
@@ -55,6 +56,7 @@ mod harden;
 mod input;
 mod log;
 mod parse;
+mod parts;
 mod policy;
 mod pool;
 mod scan;
@@ -70,6 +72,7 @@ pub use input::{
 };
 pub use log::{DEFAULT_MASKS, DecisionLogEvent, LogPolicy, Masked};
 pub use parse::BadInput;
+pub use parts::InputParts;
 pub use policy::{
     BuiltinErrors, DEFAULT_INSTRUCTIONS, DEFAULT_QUERY, RegoAnswer, RegoOptions, RegoPolicy,
 };

@@ -12,11 +12,12 @@ use regorus::{Engine, Value};
 
 use super::builtins::meter::metered;
 use super::builtins::{self, Fault, Link};
-use super::check::check;
+use super::check::{Checked, check};
 use super::decision::{RegoDecision, RegoDenyReason};
 use super::error::RegoLoadError;
 use super::harden::harden;
 use super::input::RegoInput;
+use super::parts::InputParts;
 use super::pool::STACK_BYTES;
 use super::scan::{scan, split_report, syntax};
 
@@ -88,6 +89,7 @@ pub struct RegoPolicy {
     instructions: usize,
     query: Arc<str>,
     revision: Arc<str>,
+    reads: InputParts,
 }
 
 impl RegoPolicy {
@@ -108,6 +110,12 @@ impl RegoPolicy {
     #[must_use]
     pub fn query(&self) -> &str {
         &self.query
+    }
+
+    /// What the policy reads of the input; [`super::RegoInputBuilder::only`] takes it.
+    #[must_use]
+    pub fn reads(&self) -> &InputParts {
+        &self.reads
     }
 
     /// Compiles modules, each a name and its text, and the data document that they see.
@@ -272,7 +280,8 @@ fn load(
         let added = engine.add_policy((*name).to_owned(), (*text).to_owned());
         added.map_err(|error| syntax(name, &error.to_string()))?;
     }
-    let called = check(engine.get_modules(), &query)?;
+    let Checked { called, reads } = check(engine.get_modules(), &query)?;
+    let reads = InputParts::of(&reads);
 
     let refused = |report: &str| {
         let (place, message) = split_report("policy", report);
@@ -298,7 +307,8 @@ fn load(
         message: "a value stands where the modules define a rule".to_owned(),
     })?;
     let (query, revision) = (query.into(), Arc::from(""));
-    let policy = RegoPolicy { program: Arc::new(program), data, instructions, query, revision };
+    let program = Arc::new(program);
+    let policy = RegoPolicy { program, data, instructions, query, revision, reads };
     // [SEC-REGO-6] A policy that needs more for nothing would never decide anything.
     if policy.decide(&RegoInput::empty()).reason() == Some(RegoDenyReason::LimitExceeded) {
         return Err(RegoLoadError::ExceedsBudget { instructions });

@@ -83,16 +83,24 @@ impl Pass {
     ) -> Result<(), RegoLoadError> {
         let data = &self.program.instruction_data;
         let made = match instruction {
-            Instruction::ArrayCreate { params_index } => {
-                data.get_array_create_params(params_index).map(|params| params.dest)
-            }
+            Instruction::ArrayCreate { params_index } => data
+                .get_array_create_params(params_index)
+                .map(|params| (params.dest, params.elements.clone())),
             Instruction::ObjectCreate { params_index } => {
-                data.get_object_create_params(params_index).map(|params| params.dest)
+                data.get_object_create_params(params_index).map(|params| {
+                    let literal = params.literal_key_fields.iter().map(|(_, value)| *value);
+                    let values = literal.chain(params.fields.iter().map(|(_, value)| *value));
+                    (params.dest, values.collect())
+                })
             }
             _ => return Ok(()),
         };
-        let made = made.ok_or_else(|| broken("an instruction's parameters"))?;
-        self.weigh(at, "_weigh1", &[made])
+        let (made, values) = made.ok_or_else(|| broken("an instruction's parameters"))?;
+        // Around one value with parts, the new one is hardly larger; with two, values can double.
+        if values.iter().filter(|value| !self.is_plain(**value)).count() > 1 {
+            self.weigh(at, "_weigh1", &[made])?;
+        }
+        Ok(())
     }
 
     fn weigh(&mut self, at: usize, how: &str, registers: &[u8]) -> Result<(), RegoLoadError> {
