@@ -55,7 +55,8 @@ impl ServiceAccounts {
     ///
     /// # Errors
     ///
-    /// What is wrong with issuer or key set.
+    /// What is wrong with issuer or key set, and an empty list of audiences: with none, a token that
+    /// was made for any other service would do ([SEC-CA-8]).
     pub fn new(
         trust_domain: TrustDomain,
         issuer: &str,
@@ -63,6 +64,9 @@ impl ServiceAccounts {
         audiences: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<Self, CheckError> {
         let audiences: Vec<_> = audiences.into_iter().map(Into::into).collect();
+        if audiences.is_empty() {
+            return Err("service accounts need an audience, such as istio-ca".into());
+        }
         let authenticator = compile(&trust_domain, issuer, &audiences, jwks)?;
         let authenticator = ArcSwap::from_pointee(authenticator);
         Ok(Self { trust_domain, issuer: issuer.to_owned(), audiences, authenticator })

@@ -262,6 +262,15 @@ async fn sec_ca_8_callers_that_are_not_authenticated() {
     assert!(got.is_ok(), "{got:?}");
 }
 
+/// [SEC-CA-8] Without an audience a token made for any other service would do, so there is no such
+/// authority.
+#[test]
+fn sec_ca_8_service_accounts_need_an_audience() {
+    let home = "cluster.local".parse().unwrap();
+    let none = ServiceAccounts::new(home, ISSUER, &Cluster::new().jwks(), [""; 0]);
+    assert!(none.unwrap_err().to_string().contains("audience"));
+}
+
 /// [SEC-CA-8] Nobody asks in another's name, but where a rule names both.
 #[tokio::test]
 async fn sec_ca_8_impersonation_needs_a_rule() {
