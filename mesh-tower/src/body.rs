@@ -1,12 +1,16 @@
 //! The bodies that pass through the layer: read ahead for a policy, or answered by us.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+
+use crate::flow::{Messages, Received};
+use crate::record::Record;
 
 pin_project! {
     /// A request's body as the inner service receives it: what a policy has read ahead, then the
@@ -15,15 +19,29 @@ pin_project! {
     pub struct RequestBody<B> {
         read_ahead: Option<Bytes>,
         trailers: Option<HeaderMap>,
+        count: Option<Count>,
         #[pin]
         rest: B,
     }
 }
 
+/// Counts what the inner service receives.
+#[derive(Debug)]
+struct Count {
+    received: Arc<Received>,
+    messages: Option<Messages>,
+}
+
 impl<B> RequestBody<B> {
     /// A body nobody has read from.
     pub(crate) fn untouched(rest: B) -> Self {
-        Self { read_ahead: None, trailers: None, rest }
+        Self { read_ahead: None, trailers: None, count: None, rest }
+    }
+
+    /// A body nobody has read from, whose bytes are counted, and for gRPC its messages.
+    pub(crate) fn counted(rest: B, received: Arc<Received>, grpc: bool) -> Self {
+        let count = Count { received, messages: grpc.then(Messages::default) };
+        Self { read_ahead: None, trailers: None, count: Some(count), rest }
     }
 }
 
@@ -66,13 +84,23 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
-        if let Some(data) = this.read_ahead.take() {
-            return Poll::Ready(Some(Ok(Frame::data(data))));
+        let frame = if let Some(data) = this.read_ahead.take() {
+            Some(Ok(Frame::data(data)))
+        } else if let Some(trailers) = this.trailers.take() {
+            Some(Ok(Frame::trailers(trailers)))
+        } else {
+            ready!(this.rest.poll_frame(cx))
+        };
+        if let (Some(count), Some(Ok(frame))) = (this.count, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            count.received.add(data);
+            if let Some(messages) = &mut count.messages {
+                messages.feed(data);
+                count.received.set_messages(messages.count());
+            }
         }
-        if let Some(trailers) = this.trailers.take() {
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-        }
-        this.rest.poll_frame(cx)
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -98,6 +126,8 @@ pin_project! {
     pub struct ResponseBody<B> {
         #[pin]
         kind: Kind<B>,
+        // Reports the request when the body is gone.
+        record: Option<Record>,
     }
 }
 
@@ -113,12 +143,19 @@ pin_project! {
 impl<B> ResponseBody<B> {
     /// The inner service's body.
     pub(crate) fn inner(body: B) -> Self {
-        Self { kind: Kind::Inner { body } }
+        Self { kind: Kind::Inner { body }, record: None }
     }
 
     /// A body of ours; empty text is no body.
     pub(crate) fn refusal(text: Bytes) -> Self {
-        Self { kind: Kind::Refusal { text: Some(text).filter(|text| !text.is_empty()) } }
+        let text = Some(text).filter(|text| !text.is_empty());
+        Self { kind: Kind::Refusal { text }, record: None }
+    }
+
+    /// A body that a record follows to its end.
+    pub(crate) fn recorded(mut self, record: Record) -> Self {
+        self.record = Some(record);
+        self
     }
 }
 
@@ -130,12 +167,22 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        match self.project().kind.project() {
-            KindProjection::Inner { body } => body.poll_frame(cx),
-            KindProjection::Refusal { text } => {
-                Poll::Ready(text.take().map(|t| Ok(Frame::data(t))))
+        let this = self.project();
+        let (frame, is_last) = match this.kind.project() {
+            KindProjection::Inner { mut body } => {
+                let frame = ready!(body.as_mut().poll_frame(cx));
+                (frame, body.is_end_stream())
             }
+            KindProjection::Refusal { text } => (text.take().map(|t| Ok(Frame::data(t))), true),
+        };
+        if let Some(record) = this.record {
+            record.sent(frame.as_ref(), is_last);
         }
+        if frame.is_none() {
+            // Reported now, not when the connection lets go of the body.
+            drop(this.record.take());
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -2,14 +2,22 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
+
+use crate::observe::system_time;
 
 /// Where wall-clock time comes from. Tests inject their own.
 pub trait Clock: Debug + Send + Sync + 'static {
     /// The time now.
     fn now(&self) -> UnixTime;
+
+    /// The time now for logs, as finely as the clock has it; whole seconds unless it says more.
+    fn precise(&self) -> SystemTime {
+        system_time(self.now())
+    }
 }
 
 /// The operating system's clock.
@@ -21,6 +29,11 @@ impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     fn now(&self) -> UnixTime {
         UnixTime::now()
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    fn precise(&self) -> SystemTime {
+        SystemTime::now()
     }
 }
 

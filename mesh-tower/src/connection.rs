@@ -10,6 +10,7 @@ use mesh_identity::VerifiedPeer;
 use rustls::pki_types::UnixTime;
 
 use crate::server::End;
+use crate::telemetry::{PeerKey, PeerSeries, Protection, Reporter, Telemetry};
 
 /// The facts of one accepted connection; the acceptor puts it into each request's extensions.
 ///
@@ -30,6 +31,8 @@ struct Facts {
     ended: OnceLock<End>,
     /// What `x-forwarded-client-cert` says of the peer, made when it is first asked for.
     forwarded: OnceLock<Option<String>>,
+    /// Where the connection's requests are counted.
+    series: OnceLock<Arc<PeerSeries>>,
 }
 
 /// How a connection is secured.
@@ -86,6 +89,7 @@ impl ConnectionInfo {
                 ends,
                 ended: OnceLock::new(),
                 forwarded: OnceLock::new(),
+                series: OnceLock::new(),
             }),
         }
     }
@@ -139,6 +143,18 @@ impl ConnectionInfo {
 
     pub(crate) fn forwarded_element(&self, make: impl FnOnce() -> Option<String>) -> Option<&str> {
         self.facts.forwarded.get_or_init(make).as_deref()
+    }
+
+    /// Where what comes over the connection is counted.
+    pub(crate) fn series(&self, telemetry: &Telemetry) -> &Arc<PeerSeries> {
+        self.facts.series.get_or_init(|| {
+            let protection = match self.facts.security {
+                Security::MutualTls(_) => Protection::MutualTls,
+                Security::Plaintext => Protection::None,
+            };
+            let peer = self.peer().map(|peer| peer.id().clone());
+            telemetry.peer(PeerKey { reporter: Reporter::Destination, protection, peer })
+        })
     }
 
     /// The address of the peer: the socket's, or what a load balancer said of it in the PROXY

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode};
 
+use crate::mask;
+
 /// A refusal that is about to be answered, for a program that answers in its own way.
 ///
 /// It says what the client may know. Which policy refused is in the event, not here ([SEM-RESP-03]).
-#[derive(Debug)]
+///
+/// `Debug` shows no header ([SEC-OPS-4]).
 #[non_exhaustive]
 pub struct DeniedRequest<'a> {
     /// The status that Istio would send: 400, 401, 403, or what a policy demands.
@@ -20,6 +23,16 @@ pub struct DeniedRequest<'a> {
     pub path: &'a str,
     /// The headers of the request, for the `accept` header; nothing in them is verified.
     pub headers: &'a HeaderMap,
+}
+
+impl fmt::Debug for DeniedRequest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeniedRequest")
+            .field("status", &self.status)
+            .field("method", self.method)
+            .field("path", &mask::tokens(self.path))
+            .finish_non_exhaustive()
+    }
 }
 
 /// Makes the answer to a refusal, or leaves it to Istio's form.

@@ -59,10 +59,10 @@ where
         match self.project().state.project() {
             Projection::Inner { future, record } => {
                 let response = ready!(future.poll(cx))?.map(ResponseBody::inner);
-                if let Some(record) = record.take() {
-                    record.answered(&response);
-                }
-                Poll::Ready(Ok(response))
+                Poll::Ready(Ok(match record.take() {
+                    Some(record) => record.answered(response),
+                    None => response,
+                }))
             }
             // A future is not polled again after it was ready; if it is, it stays pending.
             Projection::Refused { response } => {

@@ -120,18 +120,11 @@ impl Permit {
     pub fn authorize(&self, resource: &Resource<'_>) -> Result<(), AccessDenied> {
         let scope = &self.snapshot.scope;
         let path = scope.normalize(resource.path.as_bytes()).map_err(|_detail| AccessDenied)?;
-        let peer = self.info.peer().map_or(PeerIdentity::None, PeerIdentity::Svid);
-        let (source, local) = (self.info.peer_address().ip(), self.info.local_address());
-        let http = HttpFacts::new(resource.method, "", &resource.attributes)
-            .with_scheme(scheme(&self.info))
-            .with_path(&path);
-        let facts = RequestFacts::http(Some(source), Some(local), http)
-            .with_peer(peer)
-            .with_token(self.token.as_ref())
-            .with_client_address(ClientAddress::known(self.client))
-            .with_sni(self.info.tls().and_then(|tls| tls.server_name.as_deref()));
+        let http = HttpFacts::new(resource.method, "", &resource.attributes).with_path(&path);
+        let client = ClientAddress::known(self.client);
+        let facts = facts(&self.info, http, self.token(), client);
         let decision = self.snapshot.policies.decide(&facts);
-        record::resource(&self.mesh, &self.snapshot, &self.info, resource, &decision);
+        record::resource(&self.mesh, &self.snapshot, &self.info, self.token(), resource, &decision);
         if decision.is_allow() { Ok(()) } else { Err(AccessDenied) }
     }
 }
@@ -342,8 +335,6 @@ fn with_facts<T>(
     client: ClientAddress,
     ask: impl FnOnce(&RequestFacts<'_>) -> T,
 ) -> T {
-    let (source, local) = (info.peer_address().ip(), info.local_address());
-    let peer = info.peer().map_or(PeerIdentity::None, PeerIdentity::Svid);
     // [SEM-AUTHZ-70] CONNECT has no path, whatever the URI type says. An extended CONNECT
     // (RFC 8441) has one, and is judged as the GET with an upgrade that Envoy makes of it.
     let is_extended = parts.extensions.get::<hyper::ext::Protocol>().is_some();
@@ -351,18 +342,28 @@ fn with_facts<T>(
     let path = parts.uri.path_and_query().filter(|_| has_path);
     let method = if is_extended { Method::GET.as_str() } else { parts.method.as_str() };
     let path = path.map(|path| NormalizedPath::assert_normalized(path.as_str().as_bytes()));
-    let mut http = HttpFacts::new(method, host.as_str(), &parts.headers)
-        .with_scheme(scheme(info))
-        .with_version(parts.version);
+    let mut http =
+        HttpFacts::new(method, host.as_str(), &parts.headers).with_version(parts.version);
     if let Some(path) = &path {
         http = http.with_path(path);
     }
-    let facts = RequestFacts::http(Some(source), Some(local), http)
-        .with_peer(peer)
+    ask(&facts(info, http, token, client))
+}
+
+/// What is asked about, with what the connection proves and the token says: the facts of a request,
+/// and of a resource that a handler asks about.
+fn facts<'f>(
+    info: &'f ConnectionInfo,
+    http: HttpFacts<'f>,
+    token: Option<&'f VerifiedToken>,
+    client: ClientAddress,
+) -> RequestFacts<'f> {
+    let (source, local) = (info.peer_address().ip(), info.local_address());
+    RequestFacts::http(Some(source), Some(local), http.with_scheme(scheme(info)))
+        .with_peer(info.peer().map_or(PeerIdentity::None, PeerIdentity::Svid))
         .with_token(token)
         .with_client_address(client)
-        .with_sni(info.tls().and_then(|tls| tls.server_name.as_deref()));
-    ask(&facts)
+        .with_sni(info.tls().and_then(|tls| tls.server_name.as_deref()))
 }
 
 fn scheme(info: &ConnectionInfo) -> &'static str {

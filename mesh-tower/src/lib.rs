@@ -17,12 +17,15 @@ mod decision_log;
 mod denial;
 mod error;
 mod expiry;
+mod flow;
 mod future;
 mod gather;
 mod guard;
 #[cfg(feature = "axum")]
 mod handlers;
 mod layer;
+mod logs;
+mod mask;
 mod mesh;
 mod observe;
 #[cfg(feature = "opa")]
@@ -33,6 +36,7 @@ mod record;
 mod refuse;
 #[cfg(feature = "rego")]
 mod rego;
+mod report;
 mod resource;
 mod server;
 mod service;
@@ -71,6 +75,7 @@ pub use handlers::{
     Claims, ConnectionService, Guarded, GuardedRouter, MeshMakeService, Missing, Peer,
 };
 pub use layer::MeshLayer;
+pub use logs::{AccessLog, AuditLog};
 pub use mesh::{Mesh, MeshBuilder};
 pub use observe::{AccessEntry, ConnectionEvent, DecisionEvent, Observer, TracingObserver};
 #[cfg(feature = "opa")]
@@ -101,5 +106,5 @@ pub use source::{
 };
 #[cfg(feature = "istio-ca")]
 pub use source::{IstioCa, IstioCaError, IstioCaFailure, IstioCaSource, IstioCaState};
-pub use telemetry::{RequestsTotal, Telemetry};
+pub use telemetry::{MetricLabels, RequestsTotal, Telemetry};
 pub use xfcc::ForwardClientCert;

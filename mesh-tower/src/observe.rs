@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use mesh_identity::SpiffeId;
+use mesh_authz::RuleRef;
+use mesh_identity::{SpiffeId, VerifiedToken};
 use rustls::pki_types::UnixTime;
 
 /// Receives the mesh's events. Called on the request path: be quick, never block.
@@ -39,12 +40,17 @@ pub struct DecisionEvent<'a> {
     pub peer: Option<&'a SpiffeId>,
     /// The method.
     pub method: &'a str,
-    /// The normalized path, without the query, which may carry tokens.
+    /// The normalized path, without the query, which may carry tokens; what looks like a token in
+    /// it is masked.
     pub path: &'a str,
     /// Whether the request went on to the service.
     pub allowed: bool,
     /// The rule that decided, in Istio's form `ns[…]-policy[…]-rule[…]`, if one did.
     pub rule: Option<&'a str>,
+    /// The same rule, with its policy's name and namespace.
+    pub matched: Option<&'a RuleRef>,
+    /// The verified end user, if there is one.
+    pub user: Option<&'a VerifiedToken>,
     /// Envoy's response code details, or ours where Envoy has none.
     pub detail: &'a str,
     /// What the dry-run ALLOW policies would have said, if there are any.
@@ -108,22 +114,25 @@ impl Observer for TracingObserver {
 #[non_exhaustive]
 pub struct AccessEntry {
     /// When the request's head had arrived.
-    pub start_time: UnixTime,
+    pub start_time: SystemTime,
     /// The method.
     pub method: String,
     /// The path and query as they were sent, token parameters masked.
     pub path: String,
     /// `HTTP/1.1` or `HTTP/2`.
     pub protocol: &'static str,
-    /// The status of the answer.
+    /// The status of the answer; 0 when the client left before there was one.
     pub response_code: u16,
+    /// Envoy's response flags: `-`, `DC` when the client left before the answer's end, `UAEX` when
+    /// an external authorizer refused, `UC` when the service's answer broke off.
+    pub response_flags: &'static str,
     /// Envoy's response code details.
     pub response_code_details: String,
-    /// Length of the request's body, where it was declared.
-    pub bytes_received: Option<u64>,
-    /// Length of the answer's body, where it is known before it is sent.
-    pub bytes_sent: Option<u64>,
-    /// From the request's head to the answer's head.
+    /// Bytes of the request's body: as declared, else what the service has read.
+    pub bytes_received: u64,
+    /// Bytes of the answer's body that were sent.
+    pub bytes_sent: u64,
+    /// From the request's head to the end of the answer.
     pub duration: Duration,
     /// `x-forwarded-for`, `user-agent` and `x-request-id`, as sent.
     pub forwarded_for: Option<String>,
@@ -144,18 +153,52 @@ pub struct AccessEntry {
 impl fmt::Display for AccessEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |value: &Option<String>| value.as_deref().map_or("-".to_owned(), escape);
-        let number = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
         write!(f, "[{}] ", timestamp(self.start_time))?;
         write!(f, "\"{} {} {}\" ", escape(&self.method), escape(&self.path), self.protocol)?;
-        // RESPONSE_FLAGS, details, CONNECTION_TERMINATION_DETAILS, transport failure reason.
-        write!(f, "{} - {} - \"-\" ", self.response_code, self.response_code_details)?;
-        write!(f, "{} {} ", number(self.bytes_received), number(self.bytes_sent))?;
+        // Between details and bytes: CONNECTION_TERMINATION_DETAILS, transport failure reason.
+        write!(f, "{} {} ", self.response_code, self.response_flags)?;
+        write!(f, "{} - \"-\" ", escape(&self.response_code_details))?;
+        write!(f, "{} {} ", self.bytes_received, self.bytes_sent)?;
         write!(f, "{} - ", self.duration.as_millis())?;
         write!(f, "\"{}\" \"{}\" ", text(&self.forwarded_for), text(&self.user_agent))?;
         write!(f, "\"{}\" \"{}\" ", text(&self.request_id), escape(&self.authority))?;
         // UPSTREAM_HOST, UPSTREAM_CLUSTER, UPSTREAM_LOCAL_ADDRESS: none in process.
         write!(f, "\"-\" - - {} {} ", self.local_address, self.peer_address)?;
         write!(f, "{} -", text(&self.server_name))
+    }
+}
+
+impl AccessEntry {
+    /// The line in Istio's default JSON form; what there is not is null.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let none = || serde_json::Value::Null;
+        serde_json::json!({
+            "start_time": timestamp(self.start_time),
+            "route_name": none(),
+            "method": self.method,
+            "path": self.path,
+            "protocol": self.protocol,
+            "response_code": self.response_code,
+            "response_flags": self.response_flags,
+            "response_code_details": self.response_code_details,
+            "connection_termination_details": none(),
+            "bytes_received": self.bytes_received,
+            "bytes_sent": self.bytes_sent,
+            "duration": u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX),
+            "upstream_service_time": none(),
+            "x_forwarded_for": self.forwarded_for,
+            "user_agent": self.user_agent,
+            "request_id": self.request_id,
+            "authority": self.authority,
+            "upstream_host": none(),
+            "upstream_cluster": none(),
+            "upstream_local_address": none(),
+            "downstream_local_address": self.local_address.to_string(),
+            "downstream_remote_address": self.peer_address.to_string(),
+            "requested_server_name": self.server_name,
+            "upstream_transport_failure_reason": none(),
+        })
     }
 }
 
@@ -170,13 +213,20 @@ fn escape(text: &str) -> String {
         .collect()
 }
 
-/// RFC 3339 with seconds, as in `2026-01-31T12:00:00.000Z`.
-pub(crate) fn timestamp(time: UnixTime) -> String {
-    let days = time.as_secs() / 86_400;
-    let second = time.as_secs() % 86_400;
+/// RFC 3339 with milliseconds, as in `2026-01-31T12:00:00.250Z`; the epoch for what is before it.
+pub(crate) fn timestamp(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = civil_from_days(days);
     let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.000Z")
+    let milli = since.subsec_millis();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+}
+
+/// A wall-clock time in whole seconds as the system writes times.
+pub(crate) fn system_time(time: UnixTime) -> SystemTime {
+    let since = Duration::from_secs(time.as_secs());
+    SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// The proleptic Gregorian date of a day counted from 1970-01-01.
@@ -216,7 +266,10 @@ mod tests {
             (1_709_251_199, "2024-02-29T23:59:59.000Z"),
             (4_102_444_800, "2100-01-01T00:00:00.000Z"),
         ] {
-            assert_eq!(timestamp(UnixTime::since_unix_epoch(Duration::from_secs(seconds))), want);
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(timestamp(time), want);
+            let later = want.replace(".000Z", ".042Z");
+            assert_eq!(timestamp(time + Duration::from_millis(42)), later);
         }
     }
 

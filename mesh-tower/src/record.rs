@@ -1,24 +1,33 @@
-//! What one request leaves behind: counters, a decision event, an access log line.
+//! What one request leaves behind: metrics, a decision event, an access log line.
 
-use std::time::{Duration, Instant};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{CONTENT_LENGTH, HeaderValue, USER_AGENT};
+use bytes::Bytes;
+use http::header::{HeaderValue, USER_AGENT};
 use http::request::Parts;
-use http::{HeaderMap, Response, StatusCode, Version};
-use http_body::Body;
+use http::{HeaderMap, Method, Response, StatusCode, Uri, Version};
+use http_body::{Body, Frame};
 use mesh_authz::{Audit, Decision, Shadow, ShadowResult};
-use mesh_identity::VerifiedPeer;
+use mesh_identity::{VerifiedPeer, VerifiedToken};
 use rustls::pki_types::UnixTime;
 
+use crate::body::{RequestBody, ResponseBody};
 use crate::clock::monotonic;
-use crate::connection::{ConnectionInfo, Security};
+use crate::connection::ConnectionInfo;
+use crate::flow::{Messages, Received};
 use crate::guard;
+use crate::mask;
 use crate::mesh::Mesh;
 use crate::observe::{AccessEntry, DecisionEvent};
+use crate::refuse::RequestKind;
 use crate::resource::Resource;
 use crate::snapshot::Snapshot;
+use crate::telemetry::{Amounts, Flag, Outcome, Telemetry};
 
-/// Follows one request from its head to its answer. Without an access log it allocates nothing.
+/// Follows one request from its head to the end of its answer; what is known then is reported when
+/// it is dropped. Without an access log it allocates nothing.
 #[derive(Debug)]
 pub(crate) struct Record {
     mesh: Mesh,
@@ -26,17 +35,69 @@ pub(crate) struct Record {
     begun: Instant,
     info: Option<ConnectionInfo>,
     entry: Option<Box<AccessEntry>>,
+    /// The target as it was sent, where a refusal must be logged whatever the sampling says.
+    target: Option<Uri>,
+    grpc: bool,
+    is_head: bool,
+    received: Reception,
+    answer: Answer,
+}
+
+/// What is known of the request's body.
+#[derive(Debug)]
+enum Reception {
+    /// It was declared.
+    Length(u64),
+    /// It is counted while the service reads it.
+    Counted(Arc<Received>),
+}
+
+/// What is known of the answer.
+#[derive(Debug, Default)]
+struct Answer {
+    /// Whether the request was decided; before that there is nothing to report.
+    decided: bool,
+    /// 0 until there is a head.
+    code: u16,
+    grpc_status: Option<u8>,
+    sent: u64,
+    messages: Messages,
+    /// Whether the body has come to its end.
+    whole: bool,
+    flag: Flag,
 }
 
 impl Record {
-    pub(crate) fn begin(mesh: &Mesh, parts: &Parts) -> Self {
-        let now = mesh.clock().now();
+    pub(crate) fn begin<B: Body>(mesh: &Mesh, parts: &Parts, body: B) -> (Self, RequestBody<B>) {
         let info = parts.extensions.get::<ConnectionInfo>().cloned();
-        let entry = info
-            .as_ref()
-            .filter(|_| mesh.observer().wants_access_log())
-            .map(|info| Box::new(entry(parts, info, now)));
-        Self { mesh: mesh.clone(), now, begun: monotonic(), info, entry }
+        let grpc = RequestKind::of(parts) == RequestKind::Grpc;
+        let length = body.size_hint().exact().filter(|_| !grpc);
+        let (received, body) = if let Some(length) = length {
+            (Reception::Length(length), RequestBody::untouched(body))
+        } else {
+            let received = Arc::<Received>::default();
+            let body = RequestBody::counted(body, Arc::clone(&received), grpc);
+            (Reception::Counted(received), body)
+        };
+        let mut record = Self {
+            now: mesh.clock().now(),
+            mesh: mesh.clone(),
+            begun: monotonic(),
+            info,
+            entry: None,
+            target: None,
+            grpc,
+            is_head: parts.method == Method::HEAD,
+            received,
+            answer: Answer::default(),
+        };
+        if mesh.logs().wants_access(mesh.observer()) {
+            record.target = Some(parts.uri.clone());
+            if mesh.logs().samples_access(mesh.observer()) {
+                record.enter(parts);
+            }
+        }
+        (record, body)
     }
 
     /// The wall-clock time that this request is judged by.
@@ -48,8 +109,18 @@ impl Record {
         &self.mesh
     }
 
-    /// Reports the one decision of this request. `decision` is what the policies said, if the
-    /// request came as far.
+    /// Begins an access log entry.
+    fn enter(&mut self, parts: &Parts) {
+        if let (None, Some(target), Some(info)) = (&self.entry, &self.target, &self.info) {
+            let snapshot = self.mesh.snapshot();
+            let start = self.mesh.clock().precise();
+            let entry = entry(parts, target, info, &snapshot.token_parameters, start);
+            self.entry = Some(Box::new(entry));
+        }
+    }
+
+    /// Reports the one decision of this request. `decision` is what the policies said, and `user`
+    /// whose token was verified, if the request came as far.
     pub(crate) fn decided(
         &mut self,
         snapshot: &Snapshot,
@@ -57,42 +128,142 @@ impl Record {
         allowed: bool,
         detail: &str,
         decision: Option<&Decision>,
+        user: Option<&VerifiedToken>,
     ) {
         let telemetry = self.mesh.telemetry();
-        telemetry.count_decision(allowed, self.begun.elapsed());
+        telemetry.count_decision(allowed, detail, self.begun.elapsed());
+        if let Some(decision) = decision {
+            count_rules(telemetry, decision);
+        }
         let dry_run_allow = decision.and_then(|one| passed(one.shadow_allow.as_ref()));
         let dry_run_deny = decision.and_then(|one| passed(one.shadow_deny.as_ref()));
         if dry_run_allow == Some(false) || dry_run_deny == Some(false) {
             telemetry.count_shadow_denial();
         }
-        if let Some(entry) = &mut self.entry {
-            detail.clone_into(&mut entry.response_code_details);
+        self.answer.decided = true;
+        if !allowed {
+            self.enter(parts);
+            if detail.starts_with("ext_authz") {
+                self.answer.flag = Flag::ExternalAuthorizer;
+            }
         }
-        self.mesh.observer().decided(&DecisionEvent {
+        let detail = mask::tokens(detail);
+        if let Some(entry) = &mut self.entry {
+            (*detail).clone_into(&mut entry.response_code_details);
+        }
+        self.mesh.report_decision(&DecisionEvent {
             generation: snapshot.generation,
             peer: self.info.as_ref().and_then(ConnectionInfo::peer).map(VerifiedPeer::id),
             method: parts.method.as_str(),
-            path: parts.uri.path(),
+            path: &mask::tokens(parts.uri.path()),
             allowed,
             rule: decision.and_then(Decision::rule_id),
-            detail,
+            matched: decision.and_then(Decision::rule),
+            user,
+            detail: &detail,
             dry_run_allow,
             dry_run_deny,
             audit: decision.is_some_and(|one| matches!(one.audit, Some(Audit::Matched(_)))),
         });
     }
 
-    /// Reports the answer's head.
-    pub(crate) fn answered<B: Body>(self, response: &Response<B>) {
-        let security = self.info.as_ref().map_or(&Security::Plaintext, ConnectionInfo::security);
-        self.mesh.telemetry().count_response(response.status(), security);
-        if let Some(mut entry) = self.entry {
-            entry.response_code = response.status().as_u16();
-            entry.bytes_sent = response.body().size_hint().exact();
-            entry.duration = self.begun.elapsed();
-            self.mesh.observer().answered(&entry);
+    /// Takes note of the answer's head and follows its body.
+    pub(crate) fn answered<B: Body>(
+        mut self,
+        response: Response<ResponseBody<B>>,
+    ) -> Response<ResponseBody<B>>
+    where
+        ResponseBody<B>: Body,
+    {
+        let status = response.status();
+        self.answer.code = status.as_u16();
+        self.answer.grpc_status = grpc_status(response.headers());
+        // hyper sends no body with these and does not ask for one.
+        let none = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let is_over = response.body().is_end_stream() || none || status.is_informational();
+        self.answer.whole = is_over || self.is_head;
+        response.map(|body| body.recorded(self))
+    }
+
+    /// Takes note of a part of the answer's body.
+    pub(crate) fn sent<E>(&mut self, frame: Option<&Result<Frame<Bytes>, E>>, is_last: bool) {
+        let answer = &mut self.answer;
+        match frame {
+            None => answer.whole = true,
+            Some(Err(_)) => answer.flag = Flag::BrokeOff,
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
+                    answer.sent = answer.sent.saturating_add(length);
+                    if self.grpc {
+                        answer.messages.feed(data);
+                    }
+                }
+                if let Some(trailers) = frame.trailers_ref() {
+                    answer.grpc_status = grpc_status(trailers).or(answer.grpc_status);
+                }
+                // Nothing follows trailers, and hyper does not ask.
+                answer.whole |= is_last || frame.is_trailers();
+            }
         }
     }
+
+    /// Reports how the request ended.
+    fn finish(&mut self) {
+        let took = self.begun.elapsed();
+        let answer = &mut self.answer;
+        if answer.flag == Flag::None && !answer.whole {
+            answer.flag = Flag::ClientGone;
+        }
+        let (received, messages_received) = match &self.received {
+            Reception::Length(length) => (*length, 0),
+            Reception::Counted(received) => (received.bytes(), received.messages()),
+        };
+        let Answer { code, grpc_status, sent, flag, .. } = *answer;
+        let grpc_status = grpc_status.filter(|_| self.grpc);
+        if let Some(info) = &self.info {
+            let outcome = Outcome { grpc: self.grpc, code, grpc_status, flag };
+            let messages_sent = answer.messages.count();
+            let amounts = Amounts { took, received, sent, messages_received, messages_sent };
+            info.series(self.mesh.telemetry()).count(outcome, &amounts);
+        }
+        if let Some(mut entry) = self.entry.take() {
+            entry.response_code = code;
+            entry.response_flags = flag.as_str();
+            entry.bytes_received = received;
+            entry.bytes_sent = sent;
+            entry.duration = took;
+            self.mesh.report_access(&entry);
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if self.answer.decided {
+            // [SEC-HTTP-17] A panicking observer ends no connection.
+            drop(catch_unwind(AssertUnwindSafe(|| self.finish())));
+        }
+    }
+}
+
+/// `grpc-status` of headers or trailers; what is no status of gRPC's is none.
+fn grpc_status(headers: &HeaderMap) -> Option<u8> {
+    const MOST: u8 = 16;
+    let value = headers.get("grpc-status")?.to_str().ok()?;
+    value.parse().ok().filter(|status| *status <= MOST)
+}
+
+/// Counts the rules that decided, audited, and would have decided in a dry run.
+fn count_rules(telemetry: &Telemetry, decision: &Decision) {
+    let audit = match &decision.audit {
+        Some(Audit::Matched(rule)) => Some(rule),
+        Some(Audit::NotMatched) | None => None,
+    };
+    let shadow = |shadow: &'_ Option<Shadow>| shadow.as_ref().and_then(|one| one.rule.clone());
+    let shadows = [shadow(&decision.shadow_deny), shadow(&decision.shadow_allow)];
+    let rules = decision.rule().into_iter().chain(audit).chain(shadows.iter().flatten());
+    rules.for_each(|rule| telemetry.count_rule(rule));
 }
 
 /// Reports a decision about a resource that a handler asked for.
@@ -100,17 +271,21 @@ pub(crate) fn resource(
     mesh: &Mesh,
     snapshot: &Snapshot,
     info: &ConnectionInfo,
+    user: Option<&VerifiedToken>,
     resource: &Resource<'_>,
     decision: &Decision,
 ) {
+    count_rules(mesh.telemetry(), decision);
     let detail = guard::detail(decision);
-    mesh.observer().decided(&DecisionEvent {
+    mesh.report_decision(&DecisionEvent {
         generation: snapshot.generation,
         peer: info.peer().map(VerifiedPeer::id),
         method: resource.method,
-        path: resource.path,
+        path: &mask::tokens(resource.path),
         allowed: decision.is_allow(),
         rule: decision.rule_id(),
+        matched: decision.rule(),
+        user,
         detail: &detail,
         dry_run_allow: None,
         dry_run_deny: None,
@@ -123,63 +298,42 @@ fn passed(shadow: Option<&Shadow>) -> Option<bool> {
     shadow.map(|shadow| shadow.result == ShadowResult::Allowed)
 }
 
-fn entry(parts: &Parts, info: &ConnectionInfo, now: UnixTime) -> AccessEntry {
+fn entry(
+    parts: &Parts,
+    target: &Uri,
+    info: &ConnectionInfo,
+    token_parameters: &[String],
+    start_time: SystemTime,
+) -> AccessEntry {
     let text = |name: &str| text(&parts.headers, name);
+    let authority = target.authority().map(|authority| authority.as_str().to_owned());
     AccessEntry {
-        start_time: now,
+        start_time,
         method: parts.method.as_str().to_owned(),
-        path: without_tokens(parts),
-        protocol: if parts.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
-        response_code: StatusCode::OK.as_u16(),
+        path: mask::path_and_query(target.path(), target.query(), token_parameters),
+        protocol: match parts.version {
+            Version::HTTP_2 => "HTTP/2",
+            Version::HTTP_10 => "HTTP/1.0",
+            _ => "HTTP/1.1",
+        },
+        response_code: 0,
+        response_flags: Flag::None.as_str(),
         response_code_details: "via_upstream".to_owned(),
-        bytes_received: text(CONTENT_LENGTH.as_str()).and_then(|length| length.parse().ok()),
-        bytes_sent: None,
+        bytes_received: 0,
+        bytes_sent: 0,
         duration: Duration::ZERO,
         forwarded_for: text("x-forwarded-for"),
         user_agent: text(USER_AGENT.as_str()),
         request_id: text("x-request-id"),
-        authority: parts
-            .uri
-            .authority()
-            .map(|authority| authority.as_str().to_owned())
-            .or_else(|| text("host"))
-            .unwrap_or_default(),
+        authority: authority.or_else(|| text("host")).unwrap_or_default(),
         local_address: info.local_address(),
         peer_address: info.peer_address(),
         server_name: info.tls().and_then(|tls| tls.server_name.clone()),
     }
 }
 
+/// A header's value, for a log; what looks like a token is not shown.
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     let value = headers.get(name).map(HeaderValue::as_bytes)?;
-    Some(String::from_utf8_lossy(value).into_owned())
-}
-
-/// Path and query with every value that may be a token replaced ([SEC-JWT-10]).
-fn without_tokens(parts: &Parts) -> String {
-    let Some(query) = parts.uri.query() else { return parts.uri.path().to_owned() };
-    let masked = query.split('&').map(|pair| match pair.split_once('=') {
-        Some((name, value)) if name == "access_token" || value.starts_with("eyJ") => {
-            format!("{name}=***")
-        }
-        _ => pair.to_owned(),
-    });
-    format!("{}?{}", parts.uri.path(), masked.collect::<Vec<_>>().join("&"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sec_jwt_10_tokens_in_the_query_are_masked() {
-        let shown = |uri: &str| {
-            let (parts, ()) = http::Request::get(uri).body(()).unwrap().into_parts();
-            without_tokens(&parts)
-        };
-        assert_eq!(shown("/a?access_token=abc&x=1"), "/a?access_token=***&x=1");
-        assert_eq!(shown("/a?t=eyJhbGciOi.J9.x"), "/a?t=***");
-        assert_eq!(shown("/a?x=1&flag"), "/a?x=1&flag");
-        assert_eq!(shown("/a"), "/a");
-    }
+    Some(mask::tokens(&String::from_utf8_lossy(value)).into_owned())
 }

@@ -29,7 +29,7 @@ use crate::custom::{
 };
 use crate::decision_log::{DecisionLog, Entry};
 use crate::guard::Admitted;
-use crate::observe::timestamp;
+use crate::observe::{system_time, timestamp};
 use crate::refuse::Refusal;
 use crate::server::Limits;
 
@@ -279,7 +279,7 @@ impl RegoStage {
         let query = loaded.policy.as_ref().map_or(DEFAULT_QUERY, |policy| policy.query());
         event.path = query.trim_start_matches("data.").replace('.', "/");
         event.requested_by = request.connection().peer_address().to_string();
-        event.timestamp = timestamp(request.time());
+        event.timestamp = timestamp(system_time(request.time()));
         event.eval_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         event.error = answer.decision().reason().filter(|why| *why != RegoDenyReason::Policy);
         event.bundles.clone_from(&loaded.bundles);

@@ -1,5 +1,7 @@
 //! Asking the policies from inside a handler, about a resource it has just loaded.
 
+use std::fmt;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// What a handler asks [`crate::Permit::authorize`] about.
@@ -25,11 +27,24 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 /// - to: [{ operation: { methods: [DELETE], paths: ["/documents/*"] } }]
 ///   when: [{ key: "request.headers[x-owner]", notValues: [alice] }]
 /// ```
-#[derive(Clone, Debug)]
+///
+/// `Debug` shows the names of attributes only.
+#[derive(Clone)]
 pub struct Resource<'a> {
     pub(crate) method: &'a str,
     pub(crate) path: &'a str,
     pub(crate) attributes: HeaderMap,
+}
+
+impl fmt::Debug for Resource<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&HeaderName> = self.attributes.keys().collect();
+        f.debug_struct("Resource")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("attributes", &names)
+            .finish()
+    }
 }
 
 /// Why an attribute cannot be put into a question.

@@ -57,10 +57,9 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        let body = RequestBody::untouched(body);
         let snapshot = self.mesh.snapshot();
         let kind = RequestKind::of(&parts);
-        let mut record = Record::begin(&self.mesh, &parts);
+        let (mut record, body) = Record::begin(&self.mesh, &parts, body);
 
         let now = record.now();
         let (settings, limits) = (self.mesh.http_settings(), self.mesh.limits());
@@ -68,19 +67,19 @@ where
         let arrived = match arrival {
             Ok(Arrival::Judge(arrived)) => arrived,
             Ok(Arrival::Open) => {
-                record.decided(&snapshot, &parts, true, "open_path", None);
+                record.decided(&snapshot, &parts, true, "open_path", None, None);
                 let request = Request::from_parts(parts, body);
                 return MeshFuture::inner(self.inner.call(request), record);
             }
             Err(refusal) => {
-                record.decided(&snapshot, &parts, false, &refusal.detail, None);
+                record.decided(&snapshot, &parts, false, &refusal.detail, None, None);
                 return MeshFuture::refused(answer(refusal, kind, &parts, record));
             }
         };
         let custom = match fail_closed(|| Ok(Custom::begin(&snapshot, &parts, &arrived))) {
             Ok(custom) => custom,
             Err(refusal) => {
-                record.decided(&snapshot, &parts, false, &refusal.detail, None);
+                record.decided(&snapshot, &parts, false, &refusal.detail, None, None);
                 return MeshFuture::refused(answer(refusal, kind, &parts, record));
             }
         };
@@ -96,7 +95,7 @@ where
         let admitted = match fail_closed(|| guard::admit(&snapshot, &mut parts, arrived, now)) {
             Ok(admitted) => admitted,
             Err(refusal) => {
-                record.decided(&snapshot, &parts, false, &refusal.detail, None);
+                record.decided(&snapshot, &parts, false, &refusal.detail, None, None);
                 return MeshFuture::refused(answer(refusal, kind, &parts, record));
             }
         };
@@ -114,20 +113,21 @@ fn settle(
     admitted: Admitted,
     record: &mut Record,
 ) -> Result<(), Refusal> {
+    let user = admitted.token.as_ref();
     let decision = match fail_closed(|| Ok(guard::decide(snapshot, parts, &admitted))) {
         Ok(decision) => decision,
         Err(refusal) => {
-            record.decided(snapshot, parts, false, &refusal.detail, None);
+            record.decided(snapshot, parts, false, &refusal.detail, None, user);
             return Err(refusal);
         }
     };
     if decision.is_allow() {
-        record.decided(snapshot, parts, true, "via_upstream", Some(&decision));
+        record.decided(snapshot, parts, true, "via_upstream", Some(&decision), user);
         parts.extensions.insert(guard::permit(record.mesh(), snapshot, admitted));
         Ok(())
     } else {
         let detail = guard::detail(&decision);
-        record.decided(snapshot, parts, false, &detail, Some(&decision));
+        record.decided(snapshot, parts, false, &detail, Some(&decision), user);
         Err(Refusal::denied(detail))
     }
 }
@@ -140,8 +140,7 @@ fn answer<R: Body<Data = Bytes>>(
 ) -> Response<ResponseBody<R>> {
     let response =
         own_answer(&refusal, kind, parts, record.mesh()).unwrap_or_else(|| refusal.response(kind));
-    record.answered(&response);
-    response
+    record.answered(response)
 }
 
 /// The program's own answer, if it gives one. gRPC clients understand only gRPC's form.
@@ -208,7 +207,7 @@ impl<B: Body<Data = Bytes> + Unpin> Asked<B> {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 let detail = refusal.detail.clone();
-                self.record.decided(&self.snapshot, &self.parts, false, &detail, None);
+                self.record.decided(&self.snapshot, &self.parts, false, &detail, None, None);
                 return Ok(answer(refusal, self.kind, &self.parts, self.record));
             }
         };
@@ -221,8 +220,7 @@ impl<B: Body<Data = Bytes> + Unpin> Asked<B> {
         for (name, value) in changes.response_headers {
             response.headers_mut().append(name, value);
         }
-        record.answered(&response);
-        Ok(response)
+        Ok(record.answered(response))
     }
 
     /// CUSTOM, tokens, Rego, in this order ([SEM-EVAL-01]).

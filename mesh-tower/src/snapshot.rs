@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use mesh_authn::peer::{PeerModes, ServerTls, TlsError};
-use mesh_authn::request::{KeySets, RequestAuthenticator, TokenOptions};
+use mesh_authn::request::{
+    JwtRule, KeySets, RequestAuthentication, RequestAuthenticator, TokenOptions,
+};
 use mesh_authz::{PathNormalization, PolicySet, Scope, Semantics, Transport, XffTrust};
 use mesh_identity::x509::{Role, SvidError, verify_svid};
 use mesh_identity::{BundleSet, MeshSettings, VerifiedPeer, Workload, X509Svid};
@@ -60,6 +62,8 @@ pub(crate) struct Snapshot {
     pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) tls12: bool,
     pub(crate) tokens: RequestAuthenticator,
+    /// Query parameters whose values no log shows ([SEC-OPS-4]).
+    pub(crate) token_parameters: Vec<String>,
     pub(crate) lacking: Arc<Lacking>,
     pub(crate) policies: PolicySet,
     pub(crate) providers: Arc<ExtensionProviders>,
@@ -104,6 +108,13 @@ impl Snapshot {
                 inputs.tokens.clone(),
                 &inputs.keys,
             )?,
+            token_parameters: policies
+                .request
+                .iter()
+                .flat_map(RequestAuthentication::rules)
+                .flat_map(JwtRule::token_parameters)
+                .map(str::to_owned)
+                .collect(),
             lacking: Arc::clone(&inputs.lacking),
             policies: PolicySet::compile(&policies.authorization, &scope, Transport::Http)?,
             tcp_policies: inputs

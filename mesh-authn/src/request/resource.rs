@@ -153,6 +153,15 @@ impl JwtRule {
         self.timeout
     }
 
+    /// The query parameters this rule reads tokens from: what a log must not show
+    /// ([SEC-JWT-10]).
+    pub fn token_parameters(&self) -> impl Iterator<Item = &str> {
+        self.places.iter().filter_map(|place| match place {
+            TokenPlace::Param(name) => Some(name.as_str()),
+            TokenPlace::Header(..) | TokenPlace::Cookie(_) => None,
+        })
+    }
+
     /// The headers this rule writes.
     pub(super) fn outputs(&self) -> impl Iterator<Item = &HeaderName> {
         self.payload_header.iter().chain(self.claim_headers.iter().map(|claim| &claim.header))

@@ -14,6 +14,7 @@ use rustls::pki_types::UnixTime;
 
 use crate::connection::ConnectionInfo;
 use crate::gather::Host;
+use crate::mask;
 
 /// Decides about requests that a CUSTOM policy selects.
 ///
@@ -69,8 +70,8 @@ pub struct CheckRequest<'r> {
     pub(crate) body: Option<&'r CheckedBody>,
 }
 
-/// What an authorizer sees of a request's body.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// What an authorizer sees of a request's body. `Debug` shows its length only.
+#[derive(Clone, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct CheckedBody {
     /// The body, or as much of its beginning as the provider may see.
@@ -154,7 +155,7 @@ impl fmt::Debug for CheckRequest<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CheckRequest")
             .field("method", self.method())
-            .field("path", &self.parts.uri.path())
+            .field("path", &mask::tokens(self.parts.uri.path()))
             .finish_non_exhaustive()
     }
 }
@@ -173,7 +174,9 @@ pub enum CheckAnswer {
 ///
 /// The headers that say where a request goes and where its body ends (`host`, `content-length`,
 /// `transfer-encoding`, `connection`) stay as they are, whatever is named here.
-#[derive(Clone, Debug, Default, PartialEq)]
+///
+/// `Debug` shows names only: a value may be a secret.
+#[derive(Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct RequestChanges {
     /// Headers for the service; all earlier lines of a name are replaced by those given here.
@@ -190,8 +193,8 @@ pub struct RequestChanges {
     pub query_to_remove: Vec<String>,
 }
 
-/// A refusal that goes to the client as it is.
-#[derive(Clone, Debug, PartialEq)]
+/// A refusal that goes to the client as it is. `Debug` shows no value of a header and no body.
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Denial {
     /// The response's status.
@@ -202,6 +205,44 @@ pub struct Denial {
     pub body: Bytes,
     /// Why, for logs; the client is not told.
     pub reason: Option<&'static str>,
+}
+
+impl fmt::Debug for CheckedBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CheckedBody")
+            .field("length", &self.bytes.len())
+            .field("truncated", &self.truncated)
+            .field("as_bytes", &self.as_bytes)
+            .finish()
+    }
+}
+
+impl fmt::Debug for RequestChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let query: Vec<&str> = self.query_to_set.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("RequestChanges")
+            .field("headers_to_set", &names(&self.headers_to_set))
+            .field("headers_to_append", &names(&self.headers_to_append))
+            .field("headers_to_remove", &self.headers_to_remove)
+            .field("response_headers", &names(&self.response_headers))
+            .field("query_to_set", &query)
+            .field("query_to_remove", &self.query_to_remove)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Denial")
+            .field("status", &self.status)
+            .field("headers", &names(&self.headers))
+            .field("reason", &self.reason)
+            .finish_non_exhaustive()
+    }
+}
+
+fn names(headers: &[(HeaderName, HeaderValue)]) -> Vec<&HeaderName> {
+    headers.iter().map(|(name, _)| name).collect()
 }
 
 impl Denial {

@@ -20,11 +20,11 @@ use crate::expiry::ClockJumps;
 use crate::observe::{Observer, TracingObserver};
 use crate::open_path::OpenPath;
 use crate::policies::Policies;
+use crate::report::Reporting;
 use crate::server::Limits;
 use crate::settings::HttpSettings;
 use crate::snapshot::{Inputs, Snapshot};
 use crate::source::{Identity, IdentitySource, IdentityUpdate, Lacking};
-use crate::telemetry::Telemetry;
 use crate::xfcc::ForwardClientCert;
 
 /// Longest token by default, in bytes: half of what a request's head may hold ([SEC-JWT-12]).
@@ -47,6 +47,7 @@ pub struct MeshBuilder {
     observer: Arc<dyn Observer>,
     providers: ExtensionProviders,
     http: HttpSettings,
+    pub(crate) reporting: Reporting,
 }
 
 impl MeshBuilder {
@@ -65,6 +66,7 @@ impl MeshBuilder {
             observer: Arc::new(TracingObserver),
             providers: ExtensionProviders::default(),
             http: HttpSettings::default(),
+            reporting: Reporting::default(),
         }
     }
 
@@ -256,6 +258,7 @@ impl MeshBuilder {
             rego: None,
         };
         let snapshot = Snapshot::compile(&inputs, 1, None)?;
+        let telemetry = self.reporting.telemetry(&inputs.workload, snapshot.svid.id());
         let (changes, _) = watch::channel(1);
         let shared = Shared {
             inputs: Mutex::new(inputs),
@@ -269,9 +272,12 @@ impl MeshBuilder {
             jumps: ClockJumps::default(),
             limits: self.limits,
             observer: self.observer,
-            telemetry: Telemetry::default(),
+            telemetry,
+            logs: self.reporting.logs,
             http: self.http,
         };
-        Ok(Mesh { shared: Arc::new(shared) })
+        let mesh = Mesh { shared: Arc::new(shared) };
+        mesh.report_configuration();
+        Ok(mesh)
     }
 }

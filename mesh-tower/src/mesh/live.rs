@@ -126,6 +126,7 @@ impl Mesh {
                 *last_error = None;
                 self.shared.current.store(Arc::new(snapshot));
                 self.shared.changes.send_replace(generation);
+                self.report_configuration();
                 Ok(())
             }
             Err(error) => {
@@ -165,6 +166,7 @@ impl Mesh {
     }
 
     pub(crate) fn set_key_states(&self, states: Vec<(KeySource, KeyState)>) {
+        self.report_key_sets(&states);
         *self.shared.key_states.lock().unwrap_or_else(PoisonError::into_inner) = states;
     }
 

@@ -6,7 +6,6 @@ mod live;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
@@ -25,7 +24,8 @@ use crate::RequestBody;
 use crate::clock::Clock;
 use crate::expiry::ClockJumps;
 use crate::layer::MeshLayer;
-use crate::observe::{ConnectionEvent, Observer};
+use crate::logs::Logs;
+use crate::observe::Observer;
 use crate::server::{Limits, Server, TcpConnection};
 use crate::settings::HttpSettings;
 use crate::snapshot::{Inputs, Snapshot};
@@ -57,6 +57,7 @@ struct Shared {
     limits: Limits,
     observer: Arc<dyn Observer>,
     telemetry: Telemetry,
+    logs: Logs,
     http: HttpSettings,
 }
 
@@ -213,10 +214,8 @@ impl Mesh {
         self.shared.observer.as_ref()
     }
 
-    pub(crate) fn observe_refused_connection(&self, peer: SocketAddr, why: &dyn fmt::Display) {
-        self.shared.telemetry.count_refused_connection();
-        let reason = why.to_string();
-        self.observer().connection_refused(&ConnectionEvent { peer, reason });
+    pub(crate) fn logs(&self) -> &Logs {
+        &self.shared.logs
     }
 }
 

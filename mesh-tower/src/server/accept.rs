@@ -17,10 +17,12 @@ use super::life::Life;
 use super::proxy_protocol::{Source, read_header};
 use super::server::Options;
 use super::stream::ServerStream;
+use crate::clock::monotonic;
 use crate::connection::{ConnectionInfo, Security, TlsFacts};
 use crate::cut::Cuttable;
 use crate::mesh::Mesh;
 use crate::snapshot::{OwnIdentityError, Snapshot};
+use crate::telemetry::Handshake;
 
 /// The first byte of every TLS connection: a handshake record (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -83,6 +85,19 @@ pub(crate) enum AcceptError {
 }
 
 impl AcceptError {
+    fn counted_as(&self) -> Handshake {
+        match self {
+            Self::Io(_) => Handshake::Io,
+            Self::Deadline => Handshake::Deadline,
+            Self::Evicted => Handshake::Evicted,
+            Self::OwnIdentity(_) => Handshake::OwnIdentity,
+            Self::Peer(_) => Handshake::Peer,
+            Self::Plaintext => Handshake::PlaintextRefused,
+            Self::Stopped => Handshake::Stopped,
+            Self::Tls(_) => Handshake::Tls,
+        }
+    }
+
     /// Tells a peer that was refused from any other failure.
     fn of_handshake(error: io::Error) -> Self {
         let refusal = error.get_ref().and_then(|inner| PeerError::of_handshake(inner));
@@ -99,6 +114,25 @@ impl Acceptor {
 
     /// Takes a socket to the end of its handshake, within the deadline ([SEC-TLS-14]).
     pub(crate) async fn accept(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Result<Accepted, AcceptError> {
+        let begun = monotonic();
+        let done = self.shake(stream, peer, local).await;
+        let result = match &done {
+            Ok(accepted) => match accepted.info.security() {
+                Security::MutualTls(_) => Handshake::MutualTls,
+                Security::Plaintext => Handshake::Plaintext,
+            },
+            Err(error) => error.counted_as(),
+        };
+        self.mesh.telemetry().count_handshake(result, begun.elapsed());
+        done
+    }
+
+    async fn shake(
         &self,
         mut stream: TcpStream,
         peer: SocketAddr,

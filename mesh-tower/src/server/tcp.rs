@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -15,19 +14,13 @@ use super::stream::ServerStream;
 use crate::cut::Cuttable;
 use crate::guard::{self, Permit};
 use crate::mesh::Mesh;
+use crate::telemetry::TcpSeries;
 
 /// A connection that every policy has admitted, with proof of who is on the other end.
 pub struct TcpConnection {
     io: Cuttable<ServerStream>,
     permit: Permit,
-    bytes: Arc<Bytes>,
-}
-
-/// What went over a connection.
-#[derive(Debug, Default)]
-struct Bytes {
-    received: AtomicU64,
-    sent: AtomicU64,
+    series: Arc<TcpSeries>,
 }
 
 impl TcpConnection {
@@ -40,7 +33,7 @@ impl TcpConnection {
     /// Counts what was written.
     fn sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(count)) = written {
-            self.bytes.sent.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.series.sent.add(u64::try_from(count).unwrap_or(u64::MAX));
         }
         written
     }
@@ -71,9 +64,9 @@ where
         }
     };
     drop(snapshot);
-    let counted = mesh.telemetry().tcp_opened();
-    let bytes = Arc::<Bytes>::default();
-    let connection = TcpConnection { io, permit, bytes: Arc::clone(&bytes) };
+    let series = info.series(mesh.telemetry()).begin_tcp();
+    series.opened.add(1);
+    let connection = TcpConnection { io, permit, series: Arc::clone(&series) };
     {
         let mut handling = pin!(handler(connection));
         tokio::select! {
@@ -84,7 +77,7 @@ where
         }
     }
     life.watch().await;
-    counted.closed((bytes.received.load(Ordering::Relaxed), bytes.sent.load(Ordering::Relaxed)));
+    series.closed.add(1);
 }
 
 impl AsyncRead for TcpConnection {
@@ -96,7 +89,7 @@ impl AsyncRead for TcpConnection {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
         let count = buf.filled().len().saturating_sub(before);
-        self.bytes.received.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.series.received.add(u64::try_from(count).unwrap_or(u64::MAX));
         read
     }
 }

@@ -1,10 +1,26 @@
 //! What a program sees of the mesh and sets about it, over real sockets: extractors, open paths,
-//! its own denials, forwarded certificates, the PROXY protocol, TCP services, `axum::serve`.
+//! its own denials, forwarded certificates, the PROXY protocol, TCP services, `axum::serve`, logs
+//! and metrics.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod handlers;
 mod headers;
+#[expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "a line of the wrong form fails the test"
+)]
+mod logs;
+#[expect(clippy::panic, reason = "a metric that never comes fails the test")]
+mod metrics;
+#[expect(
+    clippy::arithmetic_side_effects,
+    clippy::format_collect,
+    clippy::too_many_lines,
+    reason = "one list of secrets, one list of places"
+)]
+mod secrets;
 #[expect(
     clippy::arithmetic_side_effects,
     clippy::disallowed_methods,
