@@ -58,6 +58,11 @@ pub enum StateError {
     #[error("state file: {0}")]
     Io(#[from] io::Error),
 
+    /// Another process, or another authority of this one, has it open: it alone knows what is in
+    /// force, and one of the two would undo the other's rotation.
+    #[error("state file is in use: stop who has it open, or ask him through his APIs")]
+    InUse,
+
     /// It is of another trust domain.
     #[error("state file is of trust domain {found}, not of the one that is served")]
     OtherTrustDomain {
@@ -83,7 +88,8 @@ impl StateFile {
     }
 
     /// Takes up the authority where it was, or makes a new one when there is no file, and says what
-    /// was lost in between.
+    /// was lost in between. Beside it lies a file `.lock`, which is locked for as long as the
+    /// authority lives.
     ///
     /// # Errors
     ///
@@ -107,7 +113,7 @@ impl StateFile {
         now: UnixTime,
     ) -> Result<(Ca, Vec<Lost>), StateError> {
         settings.check()?;
-        let store = FileStore { path: self.path.clone(), disk };
+        let store = FileStore { path: self.path.clone(), disk, _lock: lock(&self.path)? };
         let (state, lost) = match read(&self.path)? {
             None => (State::new(trust_domain, &settings, now)?, Vec::new()),
             Some(text) => State::parse(&text, trust_domain, &settings, now)?,
@@ -117,6 +123,23 @@ impl StateFile {
         let ca = Ca::assemble(trust_domain, settings, state, Some(Box::new(store)), log, now)?;
         Ok((ca, lost))
     }
+}
+
+/// Held until it is dropped. The state itself cannot be locked: it is replaced.
+fn lock(path: &Path) -> Result<fs::File, StateError> {
+    let mut options = fs::OpenOptions::new();
+    let lock = options.write(true).create(true).truncate(false).open(beside(path, ".lock"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => Err(StateError::InUse),
+        Err(fs::TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// The text of the file; nothing when there is none.
@@ -176,6 +199,7 @@ impl Files for Disk {
 struct FileStore<D> {
     path: PathBuf,
     disk: D,
+    _lock: fs::File,
 }
 
 impl<D: Files> Store for FileStore<D> {
@@ -183,9 +207,7 @@ impl<D: Files> Store for FileStore<D> {
         let Some(text) = state.encode(trust_domain) else {
             return Err(io::Error::other("a key is not in this process's hands"));
         };
-        let mut beside = self.path.clone().into_os_string();
-        beside.push(".new");
-        let beside = PathBuf::from(beside);
+        let beside = beside(&self.path, ".new");
         self.disk.write(&beside, text.as_bytes())?;
         self.disk.sync(&beside)?;
         self.disk.rename(&beside, &self.path)?;
@@ -490,6 +512,18 @@ mod tests {
         }
         // The first runs were killed, the last ones were not: every write had its turn.
         assert_eq!(survived, 2);
+    }
+
+    /// Two authorities on one state would undo each other's rotations.
+    #[test]
+    fn sec_ca_6_a_state_has_one_authority() {
+        let folder = Folder::new("lock");
+        let file = folder.file();
+        let first = file.open(&domain(), settings(), NoLog, at(START)).unwrap();
+        let second = file.open(&domain(), settings(), NoLog, at(START));
+        assert!(matches!(second, Err(StateError::InUse)), "{second:?}");
+        drop(first);
+        assert!(file.open(&domain(), settings(), NoLog, at(START)).is_ok());
     }
 
     #[test]
