@@ -25,7 +25,7 @@ use crate::body::RequestBody;
 use crate::clock::monotonic;
 use crate::custom::{
     Authorizer, Changes, CheckAnswer, CheckFuture, CheckRequest, CheckedBody, Context, Denial,
-    RequestChanges, apply,
+    RequestChanges, apply, may_change,
 };
 use crate::decision_log::{DecisionLog, Entry};
 use crate::guard::Admitted;
@@ -227,6 +227,7 @@ impl RegoStage {
                 let detail = format!("rego_denied{{{}}}", reason.unwrap_or_default());
                 let mut refusal = Refusal::new(status, body, detail);
                 refusal.headers = headers;
+                refusal.headers.retain(|(name, _)| may_change(name));
                 Err(refusal)
             }
         }

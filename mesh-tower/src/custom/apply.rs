@@ -1,6 +1,6 @@
 //! Puts the changes of an allowing answer into the request.
 
-use ::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use ::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use ::http::request::Parts;
 use ::http::uri::PathAndQuery;
 use ::http::{HeaderName, HeaderValue};
@@ -10,8 +10,24 @@ use super::{Changes, RequestChanges};
 use crate::gather;
 use crate::refuse::Refusal;
 
-/// They say where a request goes and where its body ends: judged and read already.
-const FIXED: [HeaderName; 4] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION];
+/// They say where a message goes, where its body ends and what is between two ends of a connection
+/// (RFC 9110 section 7.6.1): judged and read already, or not yet known.
+const FIXED: [HeaderName; 9] = [
+    HOST,
+    CONTENT_LENGTH,
+    TRANSFER_ENCODING,
+    CONNECTION,
+    UPGRADE,
+    TE,
+    TRAILER,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Whether an answer may set or remove the header, in a request or a response.
+pub(crate) fn may_change(name: &HeaderName) -> bool {
+    !FIXED.contains(name)
+}
 
 /// Changes the request, and keeps what is for the response.
 pub(crate) fn apply(
@@ -27,7 +43,6 @@ pub(crate) fn apply(
         query_to_set,
         query_to_remove,
     } = asked;
-    let may_change = |name: &HeaderName| !FIXED.contains(name);
     for name in headers_to_remove.iter().filter(|name| may_change(name)) {
         parts.headers.remove(name);
     }
@@ -42,6 +57,7 @@ pub(crate) fn apply(
         let joined = joined(parts.headers.get_all(&name).iter().chain([&value]))?;
         parts.headers.insert(name, joined);
     }
+    let response_headers = response_headers.into_iter().filter(|(name, _)| may_change(name));
     changes.response_headers.extend(response_headers);
     change_query(parts, &query_to_set, &query_to_remove)
 }

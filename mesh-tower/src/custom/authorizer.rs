@@ -172,8 +172,9 @@ pub enum CheckAnswer {
 
 /// What an allowing answer changes. `Default` changes nothing.
 ///
-/// The headers that say where a request goes and where its body ends (`host`, `content-length`,
-/// `transfer-encoding`, `connection`) stay as they are, whatever is named here.
+/// The headers that say where a message goes and where its body ends (`host`, `content-length`, and
+/// those of one connection, such as `transfer-encoding` and `upgrade`) stay as they are, in the
+/// request and in the response, whatever is named here.
 ///
 /// `Debug` shows names only: a value may be a secret.
 #[derive(Clone, Default, PartialEq)]

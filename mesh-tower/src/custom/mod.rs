@@ -35,7 +35,7 @@ pub use self::http::HttpAuthorizer;
 pub use self::provider::{Provider, ProviderCounts};
 pub use self::providers::ExtensionProviders;
 
-pub(crate) use self::apply::apply;
+pub(crate) use self::apply::{apply, may_change};
 
 use crate::body::RequestBody;
 use crate::guard::{self, Arrived};

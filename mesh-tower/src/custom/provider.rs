@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{
     Authorizer, CheckAnswer, CheckError, CheckFuture, CheckRequest, CheckedBody, Context, Denial,
-    RequestChanges,
+    RequestChanges, may_change,
 };
 use crate::body::RequestBody;
 use crate::guard::Arrived;
@@ -196,6 +196,7 @@ impl Provider {
                 };
                 let mut refusal = Refusal::new(status, body, detail);
                 refusal.headers = headers;
+                refusal.headers.retain(|(name, _)| may_change(name));
                 Err(refusal)
             }
             Err(error) => {

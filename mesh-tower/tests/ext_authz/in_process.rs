@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{Request, StatusCode};
+use http::{HeaderName, HeaderValue, Request, StatusCode};
 use mesh_tower::authz::rego::{RegoOptions, RegoPolicy, RegoPool};
 use mesh_tower::authz::{CheckBody, Semantics};
 use mesh_tower::{
@@ -94,4 +94,77 @@ async fn sem_ext_02_one_question_for_several_policies() {
     let shop = World::start(providers, &policies, Semantics::strict()).await;
     assert_eq!(shop.get("/c").await.status, 200);
     assert_eq!(provider.counts().allowed, 1);
+}
+
+/// Sets what says where messages end, wherever an answer may set anything.
+#[derive(Debug)]
+struct Smuggler;
+
+impl Authorizer for Smuggler {
+    fn check<'r>(&'r self, request: CheckRequest<'r>) -> CheckFuture<'r> {
+        let headers = [
+            ("content-length", "1"),
+            ("transfer-encoding", "chunked"),
+            ("connection", "close, x-kept"),
+            ("keep-alive", "timeout=1"),
+            ("upgrade", "h2c"),
+            ("te", "trailers"),
+            ("trailer", "x-kept"),
+            ("proxy-connection", "keep-alive"),
+            ("x-kept", "1"),
+        ];
+        let headers: Vec<_> = headers
+            .into_iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect();
+        let denied = request.path_and_query() == "/c/no";
+        Box::pin(async move {
+            if denied {
+                let mut denial = Denial::new(StatusCode::FORBIDDEN, "denied");
+                denial.headers = headers;
+                return Ok(CheckAnswer::Deny(denial));
+            }
+            let mut changes = RequestChanges::default();
+            changes.headers_to_remove = headers.iter().map(|(name, _)| name.clone()).collect();
+            changes.headers_to_set.clone_from(&headers);
+            changes.response_headers = headers;
+            Ok(CheckAnswer::Allow(changes))
+        })
+    }
+}
+
+/// [SEM-EXT-12] An answer cannot change where a request or a response ends, or which connection it
+/// is for: whoever writes authorizers must not be able to split messages.
+#[tokio::test]
+async fn sem_ext_12_answers_do_not_touch_the_framing() {
+    let providers = ExtensionProviders::default().with("mine", Provider::new(Smuggler));
+    let shop = World::start(providers, &[custom("mine")], Semantics::strict()).await;
+    for (path, status, body) in [("/c", 200, "served"), ("/c/no", 403, "denied")] {
+        let request = Request::post(path).header("x-kept", "0");
+        let reply = shop.send_body(request, "a longer body").await;
+        assert_eq!((reply.status, reply.body.as_str()), (status, body));
+        assert_eq!(reply.lines("content-length"), ["6"], "{path}");
+        assert_eq!(reply.lines("x-kept"), ["1"], "{path}");
+        for name in [
+            "transfer-encoding",
+            "connection",
+            "keep-alive",
+            "upgrade",
+            "te",
+            "trailer",
+            "proxy-connection",
+        ] {
+            assert!(reply.lines(name).is_empty(), "{path}: {name}");
+        }
+        if let Some(served) = shop.served() {
+            assert_eq!(served.body, "a longer body");
+            assert_eq!(served.headers["content-length"], "13");
+            assert_eq!(served.headers["x-kept"], "1");
+            for name in
+                ["transfer-encoding", "keep-alive", "upgrade", "te", "trailer", "proxy-connection"]
+            {
+                assert!(!served.headers.contains_key(name), "{name}");
+            }
+        }
+    }
 }
