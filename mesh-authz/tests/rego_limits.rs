@@ -367,6 +367,21 @@ fn many_rules_are_reported_or_work() {
     assert!(decide(policy, get("/p1999")).is_allow());
     let policy = compile(&rules(2_000)).unwrap();
     assert_eq!(decide(policy, get("/p2000")).reason(), Some(RegoDenyReason::Policy));
+    // regorus' compiled form ends somewhere above 3,800 literals of one kind; its virtual machine
+    // would stop after 25,000 instructions. Neither may decide anything.
+    for count in [3_700, 3_900, 5_000] {
+        match compile(&rules(count)) {
+            Err(RegoLoadError::ProgramTooLarge { .. } | RegoLoadError::Compile { .. }) => {}
+            Err(other) => panic!("{count}: {other:?}"),
+            Ok(policy) => {
+                let policy = Arc::new(policy);
+                let last = get(&format!("/p{}", count - 1));
+                assert_eq!(quickest(&policy, &last).1, None, "{count}");
+                let beyond = get(&format!("/p{count}"));
+                assert_eq!(quickest(&policy, &beyond).1, Some(RegoDenyReason::Policy), "{count}");
+            }
+        }
+    }
     match compile(&rules(15_000)) {
         Err(RegoLoadError::ProgramTooLarge { .. } | RegoLoadError::Compile { .. }) => {}
         other => panic!("{other:?}"),

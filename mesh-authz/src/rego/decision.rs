@@ -134,11 +134,14 @@ impl RegoDecision {
             Value::Bool(true) => Some(Self::allow()),
             Value::Bool(false) => Some(Self::deny(RegoDenyReason::Policy)),
             Value::Undefined => Some(Self::deny(RegoDenyReason::Undefined)),
-            Value::Object(_) => match answer["allowed"].as_bool() {
-                Ok(true) => read_allow(answer),
-                Ok(false) => read_deny(answer),
-                Err(_) => None,
-            },
+            Value::Object(object) => {
+                let members = Members::of(object.iter());
+                match members.allowed.as_bool() {
+                    Ok(true) => members.allow(),
+                    Ok(false) => members.deny(),
+                    Err(_) => None,
+                }
+            }
             Value::Null | Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Set(_) => {
                 None
             }
@@ -158,33 +161,77 @@ impl RegoDecision {
     }
 }
 
-// The readers below return nothing when a member has the wrong type: one such member denies.
-
-fn read_allow(answer: &Value) -> Option<RegoDecision> {
-    let to_remove = texts(&answer["request_headers_to_remove"])?;
-    let removable = to_remove.iter().filter(|name| !name.starts_with(':') && *name != "host");
-    Some(RegoDecision::Allow {
-        headers_to_set: headers(&answer["headers"])?,
-        headers_to_remove: removable.map(|name| name.parse().ok()).collect::<Option<_>>()?,
-        response_headers: headers(&answer["response_headers_to_add"])?,
-        query_to_set: pairs(&answer["query_parameters_to_set"])?,
-        query_to_remove: texts(&answer["query_parameters_to_remove"])?,
-        dynamic_metadata: metadata(&answer["dynamic_metadata"])?,
-    })
+/// The members of an answer that mean something; undefined where there is none.
+struct Members<'a> {
+    allowed: &'a Value,
+    body: &'a Value,
+    dynamic_metadata: &'a Value,
+    headers: &'a Value,
+    http_status: &'a Value,
+    query_parameters_to_remove: &'a Value,
+    query_parameters_to_set: &'a Value,
+    request_headers_to_remove: &'a Value,
+    response_headers_to_add: &'a Value,
 }
 
-fn read_deny(answer: &Value) -> Option<RegoDecision> {
-    let body = match &answer["body"] {
-        body if *body == Value::Undefined => String::new(),
-        body => text(body)?,
-    };
-    Some(RegoDecision::Deny {
-        status: status(&answer["http_status"])?,
-        headers: headers(&answer["headers"])?,
-        body,
-        reason: RegoDenyReason::Policy,
-        dynamic_metadata: metadata(&answer["dynamic_metadata"])?,
-    })
+// The readers below return nothing when a member has the wrong type: one such member denies.
+
+impl<'a> Members<'a> {
+    fn of(entries: impl Iterator<Item = (&'a Value, &'a Value)>) -> Self {
+        const NONE: &Value = &Value::Undefined;
+        let mut members = Self {
+            allowed: NONE,
+            body: NONE,
+            dynamic_metadata: NONE,
+            headers: NONE,
+            http_status: NONE,
+            query_parameters_to_remove: NONE,
+            query_parameters_to_set: NONE,
+            request_headers_to_remove: NONE,
+            response_headers_to_add: NONE,
+        };
+        for (key, value) in entries {
+            let Value::String(key) = key else { continue };
+            let member = match &**key {
+                "allowed" => &mut members.allowed,
+                "body" => &mut members.body,
+                "dynamic_metadata" => &mut members.dynamic_metadata,
+                "headers" => &mut members.headers,
+                "http_status" => &mut members.http_status,
+                "query_parameters_to_remove" => &mut members.query_parameters_to_remove,
+                "query_parameters_to_set" => &mut members.query_parameters_to_set,
+                "request_headers_to_remove" => &mut members.request_headers_to_remove,
+                "response_headers_to_add" => &mut members.response_headers_to_add,
+                _ => continue,
+            };
+            *member = value;
+        }
+        members
+    }
+
+    fn allow(&self) -> Option<RegoDecision> {
+        let to_remove = texts(self.request_headers_to_remove)?;
+        let removable = to_remove.iter().filter(|name| !name.starts_with(':') && *name != "host");
+        Some(RegoDecision::Allow {
+            headers_to_set: headers(self.headers)?,
+            headers_to_remove: removable.map(|name| name.parse().ok()).collect::<Option<_>>()?,
+            response_headers: headers(self.response_headers_to_add)?,
+            query_to_set: pairs(self.query_parameters_to_set)?,
+            query_to_remove: texts(self.query_parameters_to_remove)?,
+            dynamic_metadata: metadata(self.dynamic_metadata)?,
+        })
+    }
+
+    fn deny(&self) -> Option<RegoDecision> {
+        let body = if *self.body == Value::Undefined { String::new() } else { text(self.body)? };
+        Some(RegoDecision::Deny {
+            status: status(self.http_status)?,
+            headers: headers(self.headers)?,
+            body,
+            reason: RegoDenyReason::Policy,
+            dynamic_metadata: metadata(self.dynamic_metadata)?,
+        })
+    }
 }
 
 /// A status that has a name; informational ones cannot end a request.

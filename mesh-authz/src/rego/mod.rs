@@ -74,7 +74,8 @@ pub use log::{DEFAULT_MASKS, DecisionLogEvent, LogPolicy, Masked};
 pub use parse::BadInput;
 pub use parts::InputParts;
 pub use policy::{
-    BuiltinErrors, DEFAULT_INSTRUCTIONS, DEFAULT_QUERY, RegoAnswer, RegoOptions, RegoPolicy,
+    BuiltinErrors, DEFAULT_INSTRUCTIONS, DEFAULT_QUERY, RegoAnswer, RegoEvaluator, RegoOptions,
+    RegoPolicy,
 };
 pub use pool::{PoolFull, RegoPool, RegoTicket, on_large_stack};
 pub use scan::{MAX_MODULE_BYTES, MAX_NESTING, MAX_OPERATORS};

@@ -157,12 +157,18 @@ impl RegoPolicy {
     /// Call it on a thread with a large stack, such as one of a [`super::RegoPool`].
     #[must_use]
     pub fn answer(&self, input: &RegoInput) -> RegoAnswer {
+        self.answer_on(&mut None, input)
+    }
+
+    /// The same on a machine that this policy has left before, if there is one, and leaves again.
+    fn answer_on(&self, machine: &mut Option<RegoVM>, input: &RegoInput) -> RegoAnswer {
         let document = match input.document() {
             Ok(document) => document.clone(),
             Err(problem) => return RegoAnswer::deny(RegoDenyReason::BadInput(*problem)),
         };
+        let run = || self.evaluate_on(machine, document, input.now_ns());
         // regorus forbids itself to panic; should it do so all the same, that is no allow.
-        match catch_unwind(AssertUnwindSafe(|| self.evaluate(document, input.now_ns()))) {
+        match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Ok(value)) => RegoAnswer { decision: RegoDecision::read(&value), value },
             Ok(Err(reason)) => RegoAnswer::deny(reason),
             Err(_panic) => RegoAnswer::deny(RegoDenyReason::EvaluationError),
@@ -184,14 +190,70 @@ impl RegoPolicy {
     }
 
     pub(super) fn evaluate(&self, input: Value, now_ns: Value) -> Result<Value, RegoDenyReason> {
+        self.evaluate_on(&mut None, input, now_ns)
+    }
+
+    fn evaluate_on(
+        &self,
+        machine: &mut Option<RegoVM>,
+        input: Value,
+        now_ns: Value,
+    ) -> Result<Value, RegoDenyReason> {
+        // Taken out, so that a machine that failed or panicked is not used again.
+        let mut vm = match machine.take() {
+            Some(vm) => vm,
+            None => self.machine()?,
+        };
+        vm.set_context(now_ns);
+        vm.set_input(input);
+        let run = || vm.execute_entry_point_by_index(0);
+        let value = metered(self.instructions, run).map_err(|error| reason(&error))?;
+        vm.set_input(Value::Null);
+        *machine = Some(vm);
+        Ok(value)
+    }
+
+    fn machine(&self) -> Result<RegoVM, RegoDenyReason> {
         let mut vm = RegoVM::new();
         vm.set_max_instructions(self.instructions);
         vm.load_program(Arc::clone(&self.program));
         vm.set_data(self.data.clone()).map_err(|error| reason(&error))?;
-        vm.set_context(now_ns);
-        vm.set_input(input);
-        let run = || vm.execute_entry_point_by_index(0);
-        metered(self.instructions, run).map_err(|error| reason(&error))
+        Ok(vm)
+    }
+}
+
+/// Answers for one policy again and again on one thread, as the workers of a [`super::RegoPool`]
+/// do: what need not be set up anew for each request is kept.
+///
+/// Evaluations share nothing of each other all the same ([SEC-REGO-8]): the machine clears its
+/// state before each, and one that failed is not used again.
+pub struct RegoEvaluator {
+    policy: Arc<RegoPolicy>,
+    machine: Option<RegoVM>,
+}
+
+impl RegoEvaluator {
+    /// Answers for this policy.
+    #[must_use]
+    pub fn new(policy: Arc<RegoPolicy>) -> Self {
+        Self { policy, machine: None }
+    }
+
+    /// As [`RegoPolicy::answer`].
+    #[must_use]
+    pub fn answer(&mut self, input: &RegoInput) -> RegoAnswer {
+        self.policy.answer_on(&mut self.machine, input)
+    }
+
+    /// Whether it answers for this very policy.
+    pub(super) fn is_for(&self, policy: &Arc<RegoPolicy>) -> bool {
+        Arc::ptr_eq(&self.policy, policy)
+    }
+}
+
+impl fmt::Debug for RegoEvaluator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegoEvaluator").field("policy", &self.policy).finish_non_exhaustive()
     }
 }
 

@@ -11,7 +11,7 @@ use std::thread;
 
 use super::decision::{RegoDecision, RegoDenyReason};
 use super::input::RegoInput;
-use super::policy::{RegoAnswer, RegoPolicy};
+use super::policy::{RegoAnswer, RegoEvaluator, RegoPolicy};
 
 /// Address space for the stack of a thread that parses or evaluates Rego ([SEC-REGO-3]). Only
 /// touched pages cost memory.
@@ -180,9 +180,11 @@ fn spawn_worker(shared: &Arc<Shared>) -> std::io::Result<()> {
 }
 
 fn work(shared: &Shared) {
+    let mut evaluator: Option<RegoEvaluator> = None;
     while let Some(Job { ticket, policy, input, on_done }) = shared.next() {
-        let answer = policy.answer(&input);
-        drop(policy);
+        let kept = evaluator.take().filter(|kept| kept.is_for(&policy));
+        let answer =
+            evaluator.insert(kept.unwrap_or_else(|| RegoEvaluator::new(policy))).answer(&input);
         let told = catch_unwind(AssertUnwindSafe(|| on_done(input, answer)));
         // A panic is the submitter's own; it must not cost the pool a worker.
         drop(told);

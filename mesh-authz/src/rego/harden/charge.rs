@@ -13,6 +13,9 @@ use crate::rego::error::RegoLoadError;
 /// How far back in straight code the origin of a register is looked for.
 const LOOK_BACK: usize = 16;
 
+/// How many values are few.
+const FEW: usize = 64;
+
 impl Pass {
     /// Charges for comparing values, and for making them keys or parts of others.
     #[expect(clippy::wildcard_enum_match_arm, reason = "all other instructions cost the same")]
@@ -36,6 +39,7 @@ impl Pass {
                 }
                 self.weigh(at, "_weigh_pair", &[left, right])
             }
+            Instruction::Contains { collection, .. } if self.is_flat(collection) => Ok(()),
             Instruction::Contains { collection, value, .. } => {
                 self.weigh(at, "_weigh_in", &[collection, value])
             }
@@ -118,49 +122,76 @@ impl Pass {
     }
 
     /// Whether the register was just loaded with something that has no parts.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "behind others nothing is known")]
     fn is_plain(&self, register: u8) -> bool {
+        match self.origin(register) {
+            Some(Instruction::Load { literal_idx, .. }) => {
+                self.literal(literal_idx).is_some_and(is_plain)
+            }
+            Some(
+                Instruction::LoadTrue { .. }
+                | Instruction::LoadFalse { .. }
+                | Instruction::LoadNull { .. }
+                | Instruction::LoadBool { .. },
+            ) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the register was just loaded with a few values without parts: comparing with them
+    /// costs next to nothing, whatever is compared.
+    fn is_flat(&self, register: u8) -> bool {
+        let Some(Instruction::Load { literal_idx, .. }) = self.origin(register) else {
+            return false;
+        };
+        match self.literal(literal_idx) {
+            Some(Value::Set(set)) => set.len() <= FEW && set.iter().all(is_plain),
+            Some(Value::Array(array)) => array.len() <= FEW && array.iter().all(is_plain),
+            _ => false,
+        }
+    }
+
+    fn literal(&self, at: u16) -> Option<&Value> {
+        self.program.literals.get(usize::from(at))
+    }
+
+    /// The instruction that gave a register its value, as far as straight code tells.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "behind others nothing is known")]
+    fn origin(&self, register: u8) -> Option<Instruction> {
+        let data = &self.program.instruction_data;
         for instruction in self.old.iter().rev().take(LOOK_BACK) {
-            let dest = match instruction {
-                Instruction::Load { dest, literal_idx } => {
-                    if *dest == register {
-                        let literal = self.program.literals.get(usize::from(*literal_idx));
-                        return literal.is_some_and(|value| {
-                            !matches!(value, Value::Array(_) | Value::Set(_) | Value::Object(_))
-                        });
-                    }
-                    continue;
-                }
-                Instruction::LoadTrue { dest }
+            let dest = match *instruction {
+                Instruction::Load { dest, .. }
+                | Instruction::LoadTrue { dest }
                 | Instruction::LoadFalse { dest }
                 | Instruction::LoadNull { dest }
-                | Instruction::LoadBool { dest, .. } => {
-                    if *dest == register {
-                        return true;
-                    }
-                    continue;
-                }
-                Instruction::LoadData { dest }
+                | Instruction::LoadBool { dest, .. }
+                | Instruction::LoadData { dest }
                 | Instruction::LoadInput { dest }
                 | Instruction::Move { dest, .. }
                 | Instruction::Index { dest, .. }
                 | Instruction::IndexLiteral { dest, .. }
                 | Instruction::CallRule { dest, .. } => dest,
                 Instruction::ChainedIndex { params_index } => {
-                    let params = &self.program.instruction_data.chained_index_params;
-                    match params.get(usize::from(*params_index)) {
-                        Some(params) => &params.dest,
-                        None => return false,
-                    }
+                    data.chained_index_params.get(usize::from(params_index))?.dest
                 }
-                _ => return false,
+                Instruction::ObjectCreate { params_index } => {
+                    data.get_object_create_params(params_index)?.dest
+                }
+                Instruction::ArrayCreate { params_index } => {
+                    data.get_array_create_params(params_index)?.dest
+                }
+                _ => return None,
             };
-            if *dest == register {
-                return false;
+            if dest == register {
+                return Some(*instruction);
             }
         }
-        false
+        None
     }
+}
+
+fn is_plain(value: &Value) -> bool {
+    !matches!(value, Value::Array(_) | Value::Set(_) | Value::Object(_))
 }
 
 /// The registers among the parts of a path.
