@@ -1,7 +1,7 @@
 //! What a token costs: ring's bare signature check, the first verification, a token seen before,
 //! and jsonwebtoken 11 on the same ring, all in one run.
 //!
-//! `cargo bench -p mesh-benches --bench jwt` prints a table. The contenders take turns, token by
+//! `cargo bench -p mesh-benches --bench jwt` prints a table; `-- RS256` only this row. The contenders take turns, token by
 //! token, so that a busy machine is as unfair to one as to the other. Allocations are counted in
 //! mesh-authn/tests/jwt_allocations.rs, because a counting allocator would be measured too.
 
@@ -48,8 +48,11 @@ fn main() {
     JSONWEBTOKEN_ON_RING.install_default().expect("nobody else installs a provider");
     println!("1 kB of claims; {ROUNDS} rounds of {TOKENS} tokens, in turns; first decile");
     println!("alg     token  ring bare      first  ratio  jsonwebtoken  seen before");
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|one| one != "--bench").collect();
     for signer in [Signer::rs256(), Signer::es256(), Signer::eddsa()] {
-        signer.measure();
+        if wanted.is_empty() || wanted.iter().any(|one| one == signer.algorithm) {
+            signer.measure();
+        }
     }
 }
 

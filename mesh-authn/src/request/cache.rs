@@ -4,10 +4,10 @@
 //! key set means a new authenticator, so nothing that they no longer accept can be found here
 //! ([SEC-JWT-11]).
 
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::Arc;
 
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{Equivalent, Weighter};
 
 use super::authenticator::Accepted;
@@ -38,7 +38,9 @@ const HASHED_BYTES: usize = 16;
 
 /// Accepted tokens by rule and text.
 pub(super) struct TokenCache {
-    entries: Cache<Key, Entry, Weight>,
+    entries: Cache<Key, Entry, Weight, Hashed>,
+    /// Of this process; nobody outside can tell which tokens collide.
+    seed: RandomState,
 }
 
 /// A token accepted by a rule, and until when the cache may say so.
@@ -58,30 +60,48 @@ impl Entry {
     }
 }
 
+/// What an entry is kept under. Equal keys have equal hashes; all else is compared.
 #[derive(Clone, Eq, PartialEq)]
 struct Key {
+    hash: u64,
     rule: usize,
     token: Box<[u8]>,
 }
 
 /// A [`Key`] that borrows, so that looking up does not allocate.
-struct Lookup<'a> {
+#[derive(Clone, Copy)]
+pub(super) struct Lookup<'a> {
+    hash: u64,
     rule: usize,
     token: &'a [u8],
 }
 
 impl TokenCache {
     pub(super) fn new() -> Self {
-        Self { entries: Cache::with_weighter(EXPECTED_TOKENS, MAX_CACHE_BYTES, Weight) }
+        let hashed = Hashed::default();
+        let entries = Cache::with(
+            EXPECTED_TOKENS,
+            MAX_CACHE_BYTES,
+            Weight,
+            hashed,
+            DefaultLifecycle::default(),
+        );
+        Self { entries, seed: RandomState::new() }
+    }
+
+    /// What to look for. The hash is made once, of the token as it came: in its copy, which is
+    /// still on its way to memory, reading would have to wait.
+    pub(super) fn lookup<'a>(&self, rule: usize, token: &'a [u8]) -> Lookup<'a> {
+        let tail = token.last_chunk::<HASHED_BYTES>().map_or(token, |tail| &tail[..]);
+        Lookup { hash: self.seed.hash_one(tail), rule, token }
     }
 
     /// The entry of exactly this token under exactly this rule. One that is too old is dropped.
-    pub(super) fn get(&self, rule: usize, token: &[u8], now: u64) -> Option<Arc<Accepted>> {
-        let lookup = Lookup { rule, token };
-        let entry = self.entries.get(&lookup)?;
+    pub(super) fn get(&self, lookup: &Lookup<'_>, now: u64) -> Option<Arc<Accepted>> {
+        let entry = self.entries.get(lookup)?;
         if entry.until < now || now.saturating_add(MAX_CACHE_SECONDS) < entry.until {
             // Expired, or the clock went back by more than an entry lives ([SEC-OPS-5]).
-            self.entries.remove(&lookup);
+            self.entries.remove(lookup);
             return None;
         }
         Some(entry.accepted)
@@ -95,8 +115,9 @@ impl TokenCache {
         self.entries.weight()
     }
 
-    pub(super) fn insert(&self, rule: usize, token: &[u8], entry: Entry) {
-        self.entries.insert(Key { rule, token: token.into() }, entry);
+    pub(super) fn insert(&self, lookup: &Lookup<'_>, entry: Entry) {
+        let Lookup { hash, rule, token } = *lookup;
+        self.entries.insert(Key { hash, rule, token: token.into() }, entry);
     }
 }
 
@@ -113,21 +134,41 @@ impl Weighter<Key, Entry> for Weight {
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        Lookup { rule: self.rule, token: &self.token }.hash(state);
+        state.write_u64(self.hash);
     }
 }
 
 impl Hash for Lookup<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        match self.token.last_chunk::<HASHED_BYTES>() {
-            Some(tail) => state.write(tail),
-            None => state.write(self.token),
-        }
+        state.write_u64(self.hash);
     }
 }
 
 impl Equivalent<Key> for Lookup<'_> {
     fn equivalent(&self, key: &Key) -> bool {
-        self.rule == key.rule && *self.token == *key.token
+        self.hash == key.hash && self.rule == key.rule && *self.token == *key.token
+    }
+}
+
+type Hashed = BuildHasherDefault<AsItIs>;
+
+/// Takes a hash for what it is.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Not asked for; still no two texts are taken for each other, which are compared.
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }

@@ -355,7 +355,8 @@ impl RequestAuthenticator {
     /// One token under one rule: from the cache, or step by step ([SEM-JWT-15] to [SEM-JWT-22]).
     fn verify(&self, index: usize, token: &[u8], now: u64) -> Result<Arc<Accepted>, Failure> {
         let rule = self.rules.get(index).ok_or(Reason::UnknownIssuer)?;
-        if let Some(accepted) = self.cache.get(index, token, now)
+        let lookup = self.cache.lookup(index, token);
+        if let Some(accepted) = self.cache.get(&lookup, now)
             && accepted.times.check(now, SKEW).is_ok()
         {
             return Ok(accepted);
@@ -398,7 +399,7 @@ impl RequestAuthenticator {
         if let Some(claims_memory) = keep {
             let until = now.saturating_add(MAX_CACHE_SECONDS);
             let memory = claims_memory.saturating_add(accepted.outputs_memory());
-            self.cache.insert(index, token, Entry::new(Arc::clone(&accepted), until, memory));
+            self.cache.insert(&lookup, Entry::new(Arc::clone(&accepted), until, memory));
         }
         Ok(accepted)
     }
