@@ -1,6 +1,7 @@
 //! The rows of the regression table that concern tokens and keys (SEM-ADV-60 to 70), one test each,
-//! as they are told to the client. What needs a key server is in mesh-tower/tests/jwks: row 63 by its id,
-//! row 71 as failing servers after a good answer. Rows 65 and 72 have no test of their own yet.
+//! as they are told to the client. What needs a key server, rows 63, 65 and 71, is in
+//! mesh-tower/tests/jwks; row 64 is in jwt_properties; row 72, which is about authorizers, in
+//! mesh-tower/tests/ext_authz and mesh-authz/tests/semantics.
 
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "a test fails by panicking")]
 

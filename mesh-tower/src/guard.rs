@@ -12,8 +12,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, StatusCode};
-use mesh_authn::request::{Authentication, Effects, RequestView};
+use http::{HeaderMap, Method, Request, StatusCode};
+use mesh_authn::request::{Authentication, Effects, KeySource, RequestView};
 use mesh_authz::{
     ClientAddress, CustomProgress, CustomStep, Decision, DenyReason, HttpFacts, NormalizedPath,
     PeerIdentity, RequestFacts, Verdict, client_address,
@@ -243,6 +243,18 @@ pub(crate) fn admit(
     let (token, effects) = authenticate(snapshot, parts, &info, &host, now)?;
     apply(parts, &effects)?;
     Ok(Admitted { info, host, token, client })
+}
+
+/// The key sets that a token of the request needs and that were never there. Only a hint: the
+/// request has not been normalized.
+pub(crate) fn unfetched_keys<B>(snapshot: &Snapshot, request: &Request<B>) -> Vec<KeySource> {
+    snapshot.tokens.unfetched(&RequestView {
+        method: request.method(),
+        scheme: "",
+        host: "",
+        path_and_query: request.uri().path_and_query().map_or("", PathAndQuery::as_str),
+        headers: request.headers(),
+    })
 }
 
 fn authenticate(

@@ -98,6 +98,7 @@ pub use source::AuthoritySource;
 pub use source::{
     AddressPolicy, FetchError, FetchFuture, FileError, HttpKeyFetcher, Identity,
     IdentityFileSource, IdentityFiles, IdentityFuture, IdentitySource, IdentityUpdate, KeyFetcher,
+    KeyFiles,
 };
 #[cfg(feature = "workload-api")]
 pub use source::{

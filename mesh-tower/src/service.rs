@@ -23,6 +23,7 @@ use crate::record::Record;
 use crate::refuse::{Refusal, RequestKind};
 use crate::server::Limits;
 use crate::snapshot::Snapshot;
+use crate::source::first_keys;
 
 /// A service behind the mesh; made by [`crate::MeshLayer`].
 ///
@@ -45,7 +46,7 @@ where
     S: Service<Request<RequestBody<B>>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send,
     B: Body<Data = Bytes> + Send + Unpin + 'static,
-    R: Body<Data = Bytes> + 'static,
+    R: Body<Data = Bytes> + Send + 'static,
 {
     type Response = Response<ResponseBody<R>>;
     type Error = S::Error;
@@ -56,6 +57,33 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        let limit = self.mesh.http_settings().first_keys;
+        if limit.is_zero() {
+            return self.judge(request);
+        }
+        let sources = guard::unfetched_keys(&self.mesh.snapshot(), &request);
+        if sources.is_empty() {
+            return self.judge(request);
+        }
+        // A clone takes this service's place, so that the one that is ready is called.
+        let inner = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, inner);
+        let mut ready = Self::new(self.mesh.clone(), inner);
+        MeshFuture::asking(Box::pin(async move {
+            first_keys(ready.mesh.clone(), sources, limit).await;
+            ready.judge(request).await
+        }))
+    }
+}
+
+impl<S> MeshService<S> {
+    fn judge<B, R>(&mut self, request: Request<B>) -> MeshFuture<S::Future, R, S::Error>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>> + Clone + Send + 'static,
+        S::Future: Send,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        R: Body<Data = Bytes> + Send + 'static,
+    {
         let (mut parts, body) = request.into_parts();
         let snapshot = self.mesh.snapshot();
         let kind = RequestKind::of(&parts);

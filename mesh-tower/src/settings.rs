@@ -1,5 +1,7 @@
 //! What a program sets once about requests; it is no part of the live configuration.
 
+use std::time::Duration;
+
 use http::header::HeaderName;
 use http::{HeaderMap, Method};
 
@@ -15,6 +17,8 @@ pub(crate) struct HttpSettings {
     pub(crate) fold_underscores: bool,
     pub(crate) open: Vec<OpenPath>,
     pub(crate) denial: Hook,
+    /// How long a request waits for the first fetch of a key set that its token needs.
+    pub(crate) first_keys: Duration,
 }
 
 impl HttpSettings {

@@ -13,6 +13,7 @@ use rustls_pki_types::UnixTime;
 use super::RequestView;
 use super::cache::TokenCache;
 use super::effects::Effects;
+use super::extract;
 use super::few::Few;
 use super::json::allocated;
 use super::judge::Judge;
@@ -208,6 +209,16 @@ impl RequestAuthenticator {
     #[must_use]
     pub fn cached_bytes(&self) -> u64 {
         self.cache.memory()
+    }
+
+    /// The sources that have not been fetched and are needed for a token of this request: it may
+    /// wait for them, where that is wanted. Nothing once every rule has its keys.
+    #[must_use]
+    pub fn unfetched(&self, request: &RequestView<'_>) -> Vec<KeySource> {
+        let missing = self.rules.iter().filter(|rule| rule.keys.is_none());
+        let with_token = missing
+            .filter(|rule| !extract::tokens(&rule.spec.places, request, &Few::new()).is_empty());
+        with_token.filter_map(|rule| rule.spec.source()).collect()
     }
 
     /// The source of the key set that lacked the key a refused token names, if that is why: the

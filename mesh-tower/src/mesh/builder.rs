@@ -1,6 +1,7 @@
 //! From settings, an identity and policies to a mesh.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -193,6 +194,14 @@ impl MeshBuilder {
         self
     }
 
+    /// Lets a request wait for the first fetch of the key set that its token needs, at most so long;
+    /// by default none waits, and its token is refused. When that fetch has failed, or has ever
+    /// succeeded, no request waits.
+    pub fn wait_for_first_keys(mut self, limit: Duration) -> Self {
+        self.http.first_keys = limit;
+        self
+    }
+
     /// Answers refusals in the program's own way: a page, a problem document, a redirection to a
     /// login. `None` leaves an answer as Istio sends it, and so does a response that looks like
     /// success. gRPC refusals keep their form.
@@ -267,7 +276,7 @@ impl MeshBuilder {
             last_error: Mutex::new(None),
             identity_error: Mutex::new(None),
             lacking,
-            key_states: Mutex::default(),
+            key_states: watch::Sender::default(),
             clock: self.clock,
             jumps: ClockJumps::default(),
             limits: self.limits,

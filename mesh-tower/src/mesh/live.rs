@@ -167,7 +167,7 @@ impl Mesh {
 
     pub(crate) fn set_key_states(&self, states: Vec<(KeySource, KeyState)>) {
         self.report_key_sets(&states);
-        *self.shared.key_states.lock().unwrap_or_else(PoisonError::into_inner) = states;
+        self.shared.key_states.send_replace(states);
     }
 
     /// Fetches the key sets that RequestAuthentications name by URL or issuer, and keeps them

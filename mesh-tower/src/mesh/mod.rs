@@ -51,7 +51,7 @@ struct Shared {
     last_error: Mutex<Option<String>>,
     identity_error: Mutex<Option<String>>,
     lacking: Arc<Lacking>,
-    key_states: Mutex<Vec<(KeySource, KeyState)>>,
+    key_states: watch::Sender<Vec<(KeySource, KeyState)>>,
     clock: Arc<dyn Clock>,
     jumps: ClockJumps,
     limits: Limits,
@@ -135,7 +135,7 @@ impl Mesh {
     /// How the fetched key sets are doing, as of the last look.
     #[must_use]
     pub fn key_sets(&self) -> Vec<(KeySource, KeyState)> {
-        self.shared.key_states.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.key_states.borrow().clone()
     }
 
     /// Why the last change was refused; nothing when it was taken. A failing source of identity is
@@ -179,6 +179,10 @@ impl Mesh {
 
     pub(crate) fn lacking(&self) -> Arc<Lacking> {
         Arc::clone(&self.shared.lacking)
+    }
+
+    pub(crate) fn key_states(&self) -> watch::Receiver<Vec<(KeySource, KeyState)>> {
+        self.shared.key_states.subscribe()
     }
 
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {

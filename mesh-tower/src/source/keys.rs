@@ -4,16 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use mesh_authn::request::{Fetched, KeyRefresh, KeySets, KeySource, RefreshPolicy, WantedKeys};
+use mesh_authn::request::{
+    Fetched, KeyRefresh, KeySets, KeySource, KeyState, RefreshPolicy, WantedKeys,
+};
 use serde_json::Value;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 
 use crate::mesh::Mesh;
 
@@ -27,6 +30,38 @@ pub type FetchFuture<'f> = Pin<Box<dyn Future<Output = Result<Bytes, FetchError>
 pub trait KeyFetcher: fmt::Debug + Send + Sync + 'static {
     /// Fetches a URL; the answer must come within `limit`.
     fn fetch<'f>(&'f self, url: &'f str, limit: Duration) -> FetchFuture<'f>;
+
+    /// Fetches the key set of a source. An issuer's own URL is discovered first, within the same
+    /// `limit` ([SEM-JWKS-04]).
+    fn fetch_keys<'f>(&'f self, source: &'f KeySource, limit: Duration) -> FetchFuture<'f> {
+        Box::pin(async move {
+            let keys = async {
+                match source {
+                    KeySource::Url(url) => self.fetch(url, limit).await,
+                    KeySource::Discovery(issuer) => {
+                        let document = self.fetch(&discovery_url(issuer), limit).await?;
+                        let url = jwks_uri(&document, issuer).ok_or(FetchError::Discovery)?;
+                        self.fetch(&url, limit).await
+                    }
+                    // A kind of source that mesh-authn knows and we do not yet.
+                    _ => Err(FetchError::Url),
+                }
+            };
+            tokio::time::timeout(limit, keys).await.unwrap_or(Err(FetchError::Deadline))
+        })
+    }
+
+    /// How a source is kept fresh, when the program wants it as in `policy`.
+    fn refresh_policy(&self, source: &KeySource, policy: RefreshPolicy) -> RefreshPolicy {
+        let _: &KeySource = source;
+        policy
+    }
+}
+
+/// Where an issuer publishes its discovery document ([SEM-JWKS-03]).
+fn discovery_url(issuer: &str) -> String {
+    let base = issuer.strip_suffix('/').unwrap_or(issuer);
+    format!("{base}/.well-known/openid-configuration")
 }
 
 /// Why a key set, or whatever else was asked for, could not be fetched. The last good one stays
@@ -50,13 +85,31 @@ pub enum FetchError {
     #[error("no answer in time")]
     Deadline,
 
+    /// The file that stands for a source cannot be read.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        error: std::io::Error,
+    },
+
     /// The discovery document is not one, or is another issuer's ([SEM-JWKS-03]).
     #[error("discovery document does not fit the issuer")]
     Discovery,
 
+    /// The fetcher panicked.
+    #[error("the fetcher panicked")]
+    Fault,
+
     /// The server does not speak HTTP.
     #[error("HTTP: {0}")]
     Http(#[source] hyper::Error),
+
+    /// No file stands for the source, and nothing is fetched.
+    #[error("no file stands for this key set")]
+    NoFile,
 
     /// Plain HTTP was not allowed.
     #[error("plain http is not allowed; use https or allow it")]
@@ -99,7 +152,8 @@ impl Lacking {
 /// Fetches what the policies in force want, when it is due; never returns.
 pub(crate) async fn keep_fresh(mesh: Mesh, fetcher: Arc<dyn KeyFetcher>, policy: RefreshPolicy) {
     let mut sources: BTreeMap<KeySource, KeyRefresh> = BTreeMap::new();
-    let mut running: JoinSet<(KeySource, Result<Bytes, FetchError>)> = JoinSet::new();
+    let mut running: JoinSet<Result<Bytes, FetchError>> = JoinSet::new();
+    let mut fetching: BTreeMap<Id, KeySource> = BTreeMap::new();
     let mut changes = mesh.changes();
     let lacking = mesh.lacking();
     loop {
@@ -107,24 +161,29 @@ pub(crate) async fn keep_fresh(mesh: Mesh, fetcher: Arc<dyn KeyFetcher>, policy:
         sources.retain(|source, _| wanted.iter().any(|one| one.source == *source));
         let now = mesh.clock().now();
         for WantedKeys { source, timeout, .. } in wanted {
-            let refresh = sources.entry(source.clone()).or_insert_with(|| KeyRefresh::new(policy));
+            let refresh = sources
+                .entry(source.clone())
+                .or_insert_with(|| KeyRefresh::new(fetcher.refresh_policy(&source, policy)));
             if refresh.begin(now, random()) {
-                let fetcher = Arc::clone(&fetcher);
-                running.spawn(async move {
-                    let body = fetch(fetcher.as_ref(), &source, timeout).await;
-                    (source, body)
-                });
+                let (fetcher, wanted) = (Arc::clone(&fetcher), source.clone());
+                let task = running.spawn(async move { fetcher.fetch_keys(&wanted, timeout).await });
+                fetching.insert(task.id(), source);
             }
         }
         publish(&mesh, &sources);
         let due = sources.values().map(|refresh| refresh.due().as_secs()).min();
         let rest = due.map_or(REST, |due| Duration::from_secs(due.saturating_sub(now.as_secs())));
         tokio::select! {
-            Some(done) = running.join_next() => match done {
-                Ok((source, body)) => received(&mesh, &mut sources, &source, body),
-                // A fetcher of the application's that panics must not end all fetching.
-                Err(error) => tracing::error!(%error, "a key fetch ended badly"),
-            },
+            Some(done) = running.join_next_with_id() => {
+                // A fetcher of the application's that panics has failed, and is asked again.
+                let (id, body) = match done {
+                    Ok(done) => done,
+                    Err(error) => (error.id(), Err(FetchError::Fault)),
+                };
+                if let Some(source) = fetching.remove(&id) {
+                    received(&mesh, &mut sources, &source, body);
+                }
+            }
             () = lacking.news.notified() => {
                 for source in lacking.take() {
                     if let Some(refresh) = sources.get_mut(&source) {
@@ -170,27 +229,24 @@ fn publish(mesh: &Mesh, sources: &BTreeMap<KeySource, KeyRefresh>) {
         }
     }
     let states = sources.iter().map(|(source, refresh)| (source.clone(), refresh.state(now)));
-    mesh.set_key_states(states.collect());
+    // Whoever waits for a state finds its keys in force.
     mesh.set_keys(sets, sources.keys());
+    mesh.set_key_states(states.collect());
 }
 
-async fn fetch(
-    fetcher: &dyn KeyFetcher,
-    source: &KeySource,
-    limit: Duration,
-) -> Result<Bytes, FetchError> {
-    match source {
-        KeySource::Url(url) => fetcher.fetch(url, limit).await,
-        KeySource::Discovery(issuer) => {
-            let base = issuer.strip_suffix('/').unwrap_or(issuer);
-            let url = format!("{base}/.well-known/openid-configuration");
-            let document = fetcher.fetch(&url, limit).await?;
-            let url = jwks_uri(&document, issuer).ok_or(FetchError::Discovery)?;
-            fetcher.fetch(&url, limit).await
-        }
-        // A kind of source that mesh-authn knows and we do not yet.
-        _ => Err(FetchError::Url),
-    }
+/// Waits until these sources have been fetched for the first time, or a fetch of one has failed, or
+/// the limit is over. Bounded by the limit of each fetch, too.
+pub(crate) async fn first_keys(mesh: Mesh, sources: Vec<KeySource>, limit: Duration) {
+    let mut states = mesh.key_states();
+    let is_open = |known: &Vec<(KeySource, KeyState)>| {
+        sources.iter().any(|source| {
+            let state = known.iter().find(|(one, _)| one == source).map(|(_, state)| state);
+            matches!(state, None | Some(KeyState::Missing { failures: 0 }))
+        })
+    };
+    let settled = states.wait_for(|known| !is_open(known));
+    // When the time is over the token is refused, as it would have been at once.
+    drop(tokio::time::timeout(limit, settled).await);
 }
 
 /// [SEM-JWKS-03], [SEM-STRICT-14] The document must be the issuer's own.

@@ -11,6 +11,7 @@ mod http;
 mod identity;
 #[cfg(feature = "istio-ca")]
 mod istio_ca;
+mod key_files;
 mod keys;
 #[cfg(feature = "workload-api")]
 mod workload_api;
@@ -27,8 +28,9 @@ pub(crate) use identity::follow;
 pub use identity::{Identity, IdentityFuture, IdentitySource, IdentityUpdate};
 #[cfg(feature = "istio-ca")]
 pub use istio_ca::{IstioCa, IstioCaError, IstioCaFailure, IstioCaSource, IstioCaState};
+pub use key_files::KeyFiles;
 pub use keys::{FetchError, FetchFuture, KeyFetcher};
-pub(crate) use keys::{Lacking, keep_fresh};
+pub(crate) use keys::{Lacking, first_keys, keep_fresh};
 #[cfg(feature = "workload-api")]
 pub use workload_api::{
     EndpointError, WorkloadApi, WorkloadApiFailure, WorkloadApiSource, WorkloadApiStream,

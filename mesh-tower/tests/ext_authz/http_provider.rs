@@ -7,6 +7,7 @@ use http::Request;
 use mesh_tower::ExtensionProviders;
 use mesh_tower::authz::Semantics;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::world::{Act, HttpServer, World, custom, nobody, policy};
 
@@ -338,4 +339,30 @@ async fn sem_ext_04_bad_providers_refuse_what_they_select() {
         assert_eq!((reply.status, reply.body.as_str()), (403, "RBAC: access denied"), "{config}");
         assert_eq!(shop.get("/x").await.status, 200);
     }
+}
+
+/// [SEM-ADV-72] An authorizer that refuses while the request is still coming, and CONNECT without
+/// a path: nothing panics, the one is refused, the other judged, and the next one is served.
+#[tokio::test]
+async fn sem_adv_72_refused_mid_request_and_connect_without_path() {
+    let server = HttpServer::start().await;
+    let shop = world(server.address, json!({}), Semantics::strict()).await;
+    let say = async |text: &str| {
+        let mut stream = tokio::net::TcpStream::connect(shop.address).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut start = [0; 12];
+        let read = stream.read_exact(&mut start).await;
+        read.map(|_| String::from_utf8_lossy(&start).into_owned()).unwrap_or_default()
+    };
+    server.next(Act::status(403));
+    let half = "POST /c HTTP/1.1\r\nhost: shop.example\r\ncontent-length: 1000\r\n\r\nhalf a bo";
+    assert_eq!(say(half).await, "HTTP/1.1 403");
+    server.next(Act::HangUp);
+    assert_eq!(say(half).await, "HTTP/1.1 403");
+    assert!(shop.served().is_none(), "nothing refused was served");
+    // A path that is not there is none that the policy selects.
+    let connect = say("CONNECT shop.example:80 HTTP/1.1\r\nhost: shop.example:80\r\n\r\n").await;
+    assert_eq!(connect, "HTTP/1.1 200");
+    assert_eq!(shop.get("/x").await.status, 200);
+    assert_eq!(shop.get("/c").await.status, 200);
 }

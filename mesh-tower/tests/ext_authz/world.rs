@@ -60,7 +60,7 @@ impl Reply {
 
 /// A service behind a mesh.
 pub(crate) struct World {
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
     client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
 }
@@ -101,7 +101,8 @@ impl World {
             async move {
                 let (parts, body) = request.into_parts();
                 let body = body.collect().await.unwrap().to_bytes();
-                let target = parts.uri.path_and_query().unwrap().to_string();
+                let target = parts.uri.path_and_query().map(ToString::to_string);
+                let target = target.unwrap_or_default();
                 let (method, headers) = (parts.method, parts.headers);
                 diary.lock().unwrap().push(Seen { method, target, headers, body });
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"served"))))
