@@ -39,6 +39,7 @@ pub(crate) fn normalize(
 ) -> Result<Host, Refusal> {
     settings.clean(&mut parts.headers);
     let host = host(parts)?;
+    check_head(parts, &host)?;
     check_method(&parts.method)?;
     normalize_path(parts, scope)?;
     Ok(host)
@@ -71,6 +72,21 @@ fn host(parts: &Parts) -> Result<Host, Refusal> {
     Ok(host)
 }
 
+/// [SEM-EVAL-01] What Envoy's HTTP layer refuses and hyper lets pass never reached the policies that
+/// were written for it.
+fn check_head(parts: &Parts, host: &Host) -> Result<(), Refusal> {
+    let target = parts.uri.path_and_query().filter(|_| names_path(parts));
+    let target = target.map(|target| target.as_str().as_bytes());
+    mesh_authz::check_head(parts.version, parts.method.as_str(), Some(host.as_str()), target)
+        .map_err(|error| Refusal::malformed(&error.to_string()))
+}
+
+/// Whether the request is about a path: any but a CONNECT ([SEM-AUTHZ-70]), and an extended CONNECT
+/// (RFC 8441) like any other.
+fn names_path(parts: &Parts) -> bool {
+    parts.method != Method::CONNECT || parts.extensions.get::<hyper::ext::Protocol>().is_some()
+}
+
 /// [SEM-STRICT-11] `get` is not `GET`, and no honest client sends it.
 fn check_method(method: &Method) -> Result<(), Refusal> {
     if method.as_str().bytes().any(|byte| byte.is_ascii_lowercase()) {
@@ -89,16 +105,8 @@ fn normalize_path(parts: &mut Parts, scope: &Scope) -> Result<(), Refusal> {
             Err(Refusal::malformed("no path"))
         };
     };
-    // An extended CONNECT (RFC 8441) names a resource like any other request.
-    let is_extended = parts.extensions.get::<hyper::ext::Protocol>().is_some();
-    if parts.method == Method::CONNECT && !is_extended && parts.uri.scheme().is_none() {
+    if !names_path(parts) && parts.uri.scheme().is_none() {
         return Ok(());
-    }
-    if sent.as_str() == "*" && parts.method == Method::OPTIONS {
-        return Ok(());
-    }
-    if !sent.as_str().starts_with('/') {
-        return Err(Refusal::malformed("path does not begin with a slash"));
     }
     let Ok(normal) = scope.normalize(sent.as_str().as_bytes()) else {
         return Err(Refusal::malformed("path cannot be normalized"));

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
+use mesh_authz::Decision;
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
 use crate::body::ResponseBody;
@@ -17,6 +18,8 @@ pub(crate) struct Refusal {
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// For logs only: Envoy's response code details where Envoy has them.
     pub(crate) detail: String,
+    /// The decision behind it, where CUSTOM policies made one: events name its rule.
+    pub(crate) decision: Option<Box<Decision>>,
 }
 
 /// What Envoy's RBAC filter says, and all it says ([SEM-RESP-01]).
@@ -48,7 +51,7 @@ impl Refusal {
 
     /// An answer with a status and body of its own, as an external authorizer gives it.
     pub(crate) fn new(status: StatusCode, body: Bytes, detail: String) -> Self {
-        Self { status, body, headers: Vec::new(), detail }
+        Self { status, body, headers: Vec::new(), detail, decision: None }
     }
 
     /// The response to this request: gRPC gets its own form ([SEM-RESP-10]), HEAD no body

@@ -234,8 +234,8 @@ impl<B: Body<Data = Bytes> + Unpin> Asked<B> {
         let admitted = match self.judge(custom, &mut changes).await {
             Ok(admitted) => admitted,
             Err(refusal) => {
-                let detail = refusal.detail.clone();
-                self.record.decided(&self.snapshot, &self.parts, false, &detail, None, None);
+                let (detail, decision) = (refusal.detail.as_str(), refusal.decision.as_deref());
+                self.record.decided(&self.snapshot, &self.parts, false, detail, decision, None);
                 return Ok(answer(refusal, self.kind, &self.parts, self.record));
             }
         };

@@ -89,7 +89,9 @@ impl Custom {
         while let Some(step) = next {
             match step {
                 CustomStep::Refuse(decision) => {
-                    return Err(Refusal::denied(guard::detail(&decision)));
+                    let mut refusal = Refusal::denied(guard::detail(&decision));
+                    refusal.decision = Some(Box::new(decision));
+                    return Err(refusal);
                 }
                 CustomStep::Ask { provider, .. } => {
                     // The policies were compiled with these providers: one is always there.

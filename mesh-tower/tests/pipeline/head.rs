@@ -1,0 +1,104 @@
+//! Requests that Envoy's HTTP layer refuses before any policy, as bytes.
+
+use std::sync::Arc;
+
+use axum::Router;
+use mesh_tower::authz::Semantics;
+use mesh_tower::identity::{MeshSettings, Workload};
+use mesh_tower::{Mesh, Policies};
+
+use crate::wire::{Dial, ask_http1, ask_http2};
+use crate::world::{Identities, LOCALHOST, Witness, bind};
+
+/// [SEM-EVAL-01], [SEC-HTTP-3], [SEM-ADV-13] The layer refuses what Envoy's codecs refuse and hyper
+/// lets pass, with no policy at all, which would allow everything; and it lets pass what they do.
+#[tokio::test]
+async fn sem_eval_01_what_envoys_codecs_refuse_reaches_nobody() {
+    let home = "cluster.local".parse().unwrap();
+    let identities = Identities::default();
+    let own = "spiffe://cluster.local/ns/shop/sa/server".parse().unwrap();
+    let witness = Witness::default();
+    let mesh =
+        Mesh::builder(Workload::new("shop"), MeshSettings::new("cluster.local".parse().unwrap()))
+            .semantics(Semantics::istio())
+            .observer(Arc::new(witness.clone()))
+            .build(identities.svid(&own).unwrap(), identities.trust([&home]), Policies::none())
+            .unwrap();
+    let (listener, address) = bind(LOCALHOST).await.unwrap();
+    let app = Router::new().fallback(|| async { "served" });
+    tokio::spawn(async move { mesh.serve(listener, app, std::future::pending()).await });
+
+    let http1: [(&[u8], bool); 18] = [
+        (b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n", true),
+        (b"GET http://shop/x HTTP/1.1\r\nHost: shop\r\n\r\n", true),
+        (b"MKCOL / HTTP/1.1\r\nHost: shop:80\r\n\r\n", true),
+        (b"OPTIONS /x HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", true),
+        (b"GET /%zz?%C3 HTTP/1.1\r\nHost: shop\r\n\r\n", true),
+        // Methods that Envoy's parser does not know.
+        (b"get / HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        (b"GETT / HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        (b"PRI / HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        (b"X / HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        // Bytes and forms of the target.
+        (b"GET /caf\xc3\xa9 HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        (b"GET /a\x7fb HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        (b"GET * HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        (b"OPTIONS * HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        (b"GET admin HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        // Authorities.
+        (b"GET / HTTP/1.1\r\n\r\n", false),
+        (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", false),
+        (b"GET / HTTP/1.1\r\nHost: a\"b\r\n\r\n", false),
+        (b"GET / HTTP/1.1\r\nHost: a|b\r\n\r\n", false),
+    ];
+    for (request, passes) in http1 {
+        let mut stream = Dial::default().connect(address).await.unwrap();
+        let reply = ask_http1(&mut *stream, request, false).await;
+        let text = request.escape_ascii();
+        if passes {
+            assert_eq!(reply.unwrap().body, b"served", "{text}");
+        } else {
+            assert!(reply.is_none_or(|reply| reply.status == 400), "{text}");
+            assert!(witness.take().is_none_or(|decided| !decided.allowed), "{text}");
+        }
+        witness.take();
+    }
+
+    let dial = Dial { svid: identities.svid(&own), http2: true, ..Dial::default() };
+    let get = |path: &'static [u8], authority: &'static [u8]| {
+        vec![
+            (&b":method"[..], &b"GET"[..]),
+            (b":scheme", b"https"),
+            (b":path", path),
+            (b":authority", authority),
+        ]
+    };
+    let mut rows = vec![(get(b"/", b"shop"), true), (get(b"/a?b", b"shop:443"), true)];
+    let paths: [&[u8]; 9] =
+        [b"", b"pkg.S/M", b"*", b"http://shop/", b"//[", b"/a b", b"/a\tb", b"/a\x7fb", b"/a\0b"];
+    rows.extend(paths.map(|path| (get(path, b"shop"), path.starts_with(b"//["))));
+    let authorities: [&[u8]; 5] = [b"", b"user@shop", b"a b", b"a\"b", b"a|b"];
+    rows.extend(authorities.map(|authority| (get(b"/", authority), false)));
+    let mut without_path = get(b"/", b"shop");
+    without_path.remove(2);
+    rows.push((without_path, false));
+    let mut without_authority = get(b"/", b"shop");
+    without_authority.truncate(3);
+    rows.push((without_authority, false));
+    let mut two_hosts = get(b"/", b"shop");
+    two_hosts.push((b"host", b"other"));
+    rows.push((two_hosts, false));
+    for (fields, passes) in rows {
+        let mut stream = dial.connect(address).await.unwrap();
+        let reply = ask_http2(&mut *stream, &fields).await;
+        let text: Vec<String> =
+            fields.iter().map(|(_, value)| value.escape_ascii().to_string()).collect();
+        if passes {
+            assert_eq!(reply.map(|reply| reply.status), Some(200), "{text:?}");
+        } else {
+            assert!(reply.is_none_or(|reply| reply.status == 400), "{text:?}");
+            assert!(witness.take().is_none_or(|decided| !decided.allowed), "{text:?}");
+        }
+        witness.take();
+    }
+}
