@@ -142,6 +142,23 @@ fn what_is_no_whole_bundle_is_refused() {
     assert_eq!(with("/app/policy.rego", "package app"), Err(BundleError::Path), "given twice");
     assert!(matches!(with("o.rego", "package other"), Err(BundleError::Roots { .. })));
     assert!(matches!(with("other/data.json", "{\"a\":1}"), Err(BundleError::Roots { .. })));
+    // A slash within a name is no way into a root.
+    let rooted = |path: &str, text: &str| {
+        let manifest = br#"{"roots": ["app/v1"]}"#.to_vec();
+        let files =
+            vec![(".manifest".to_owned(), manifest), (path.to_owned(), text.as_bytes().to_vec())];
+        Bundle::from_files(files, BundleLimits::default(), None)
+    };
+    assert!(rooted("a.rego", "package app.v1.x").is_ok());
+    assert!(rooted("data.json", "{\"app\": {\"v1\": {\"a/b\": 1}}}").is_ok());
+    for (path, text) in [
+        ("a.rego", "package app[\"v1/x\"]"),
+        ("a.rego", "package app"),
+        ("data.json", "{\"app/v1\": 1}"),
+        ("data.json", "{\"app\": {\"v1/x\": 1}}"),
+    ] {
+        assert!(matches!(rooted(path, text), Err(BundleError::Roots { .. })), "{text}");
+    }
     for (path, text) in [("app/data.yaml", "a: 1"), ("app/p.wasm", ""), ("app/x/data.json", "{")] {
         assert!(matches!(with(path, text), Err(BundleError::File { .. })), "{path}");
     }

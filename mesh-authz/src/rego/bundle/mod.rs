@@ -286,13 +286,19 @@ fn leaves_owned(value: &Json, path: &str, roots: &[String]) -> bool {
         Json::Object(entries) => {
             leads
                 && entries.iter().all(|(name, value)| {
-                    let path =
-                        if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+                    let name = one_part(name);
+                    let path = if path.is_empty() { name } else { format!("{path}/{name}") };
                     leaves_owned(value, &path, roots)
                 })
         }
         Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) | Json::Array(_) => false,
     }
+}
+
+/// A name as one part of a path: with a slash in it, it would look like two, and `a["b/c"]` like
+/// what the root `a/b` owns.
+fn one_part(name: &str) -> String {
+    name.replace('/', "\u{1}")
 }
 
 /// The package of a module, slashes between its parts. Its own tokens say it, not a pattern:
@@ -309,9 +315,10 @@ fn package_of(text: &str) -> Option<String> {
     let mut path = Vec::new();
     while let Ok(Token(kind, span)) = lexer.next_token() {
         match (kind, span.text()) {
-            (TokenKind::Ident, name) if span.line == line => path.push(name.to_owned()),
-            (TokenKind::String | TokenKind::RawString, name) if span.line == line => {
-                path.push(name.to_owned());
+            (TokenKind::Ident | TokenKind::String | TokenKind::RawString, name)
+                if span.line == line =>
+            {
+                path.push(one_part(name));
             }
             (TokenKind::Symbol, "." | "[" | "]") if span.line == line => {}
             _ => break,
