@@ -5,10 +5,12 @@
 
 mod header_list;
 mod read;
+mod text;
 
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
+use mesh_identity::manifest::{Place, Problem};
 
 pub use header_list::{HeaderList, HeaderListError};
 
@@ -128,13 +130,19 @@ pub struct HttpCheck {
 
 /// What is wrong with an entry of `extensionProviders`.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{field}: {message}")]
+#[error("{}{field}: {message}", prefix(.place.as_ref()))]
 #[non_exhaustive]
 pub struct ProviderError {
+    /// Where it stands, when it was read from a text.
+    pub place: Option<Place>,
     /// The field, such as `envoyExtAuthzHttp.pathPrefix`.
     pub field: String,
     /// What is wrong with it.
     pub message: String,
+}
+
+fn prefix(place: Option<&Place>) -> String {
+    place.map(|place| format!("{place}: ")).unwrap_or_default()
 }
 
 /// Why a mesh configuration holds no list of providers at all.
@@ -175,5 +183,38 @@ impl ExtensionProvider {
     /// ```
     pub fn read_all(mesh_config: &serde_json::Value) -> Result<Vec<Self>, MeshConfigError> {
         read::read_all(mesh_config)
+    }
+
+    /// Reads the authorizers of a mesh configuration as people keep it: YAML or JSON of a
+    /// `MeshConfig`, an IstioOperator or Helm values with a `meshConfig`, or the ConfigMap `istio`
+    /// with its text under `data.mesh`. `source` names the text in errors.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::read_all`], and when the text cannot be read; with line and column.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use mesh_authz::ExtensionProvider;
+    ///
+    /// let text = "
+    /// extensionProviders:
+    /// - name: opa
+    ///   envoyExtAuthzGrpc: {service: opa.opa.svc.cluster.local, port: 9191, timeout: 0.5s}
+    /// - name: bad
+    ///   envoyExtAuthzHttp:
+    ///     service: ext.shop.svc.cluster.local
+    ///     port: 8000
+    ///     pathPrefix: check
+    /// ";
+    /// let providers = ExtensionProvider::read_text(text, "mesh.yaml")?;
+    /// assert!(providers[0].config.is_ok());
+    /// let problem = providers[1].config.as_ref().unwrap_err().to_string();
+    /// assert!(problem.starts_with("line 9, column 5: envoyExtAuthzHttp.pathPrefix: "), "{problem}");
+    /// # Ok::<(), mesh_identity::manifest::Problem>(())
+    /// ```
+    pub fn read_text(text: &str, source: &str) -> Result<Vec<Self>, Problem> {
+        text::read_text(text, source)
     }
 }

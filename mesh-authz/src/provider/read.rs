@@ -108,7 +108,7 @@ fn settings(fields: &mut Fields<'_>) -> Result<CheckSettings, ProviderError> {
 }
 
 fn wrong(field: &str, message: &str) -> ProviderError {
-    ProviderError { field: field.to_owned(), message: message.to_owned() }
+    ProviderError { place: None, field: field.to_owned(), message: message.to_owned() }
 }
 
 /// The fields of one map; [`Fields::finish`] reports those that nobody took.

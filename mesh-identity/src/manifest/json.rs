@@ -75,7 +75,7 @@ impl Reader<'_> {
             Some(b't') => Value::Bool(true),
             Some(b'f') => Value::Bool(false),
             Some(b'n') | None => Value::Null,
-            Some(_) => Value::Number,
+            Some(_) => Value::Number(body.to_owned()),
         };
         Ok(Node { place, value })
     }

@@ -133,13 +133,7 @@ pub struct Manifests {
 /// ```
 pub fn read(text: &str, source: &str, default_namespace: &str) -> Result<Manifests, Problems> {
     let source: Arc<str> = Arc::from(source);
-    let documents = documents(text).map_err(|error| Problem {
-        source: Arc::clone(&source),
-        document: None,
-        place: error.place,
-        path: String::new(),
-        message: error.message,
-    })?;
+    let documents = read_trees(text, &source)?;
     let mut manifests = Manifests::default();
     let mut problems = Vec::new();
     for (at, document) in documents.iter().enumerate() {
@@ -151,6 +145,21 @@ pub fn read(text: &str, source: &str, default_namespace: &str) -> Result<Manifes
         }
     }
     Problems::from_list(problems).map_or(Ok(manifests), Err)
+}
+
+/// Reads YAML or JSON of any kind, a tree for each document, within the limits of manifests.
+///
+/// # Errors
+///
+/// What is wrong with the text, and where.
+pub fn read_trees(text: &str, source: &str) -> Result<Vec<Node>, Problem> {
+    documents(text).map_err(|error| Problem {
+        source: Arc::from(source),
+        document: None,
+        place: error.place,
+        path: String::new(),
+        message: error.message,
+    })
 }
 
 fn documents(text: &str) -> Result<Vec<Node>, SyntaxError> {

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use serde_json::Value as Json;
+
 /// Where a value begins in its file.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
@@ -28,13 +30,76 @@ pub struct Node {
     pub(super) value: Value,
 }
 
+impl Node {
+    /// The value without its places. What JSON has no number for, such as `0x10`, becomes text.
+    #[must_use]
+    pub fn to_json(&self) -> Json {
+        match &self.value {
+            Value::Null => Json::Null,
+            Value::Bool(value) => Json::Bool(*value),
+            Value::Number(text) => serde_json::from_str(text)
+                .map_or_else(|_none| Json::from(text.as_str()), Json::Number),
+            Value::Text(text) => Json::from(text.as_str()),
+            Value::List(items) => items.iter().map(Self::to_json).collect(),
+            Value::Map(entries) => entries
+                .iter()
+                .map(|entry| (entry.name.clone(), entry.value.to_json()))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
+        }
+    }
+
+    /// Where the value at a path such as `spec.rules[0].to` stands, or as much of the path as there
+    /// is.
+    #[must_use]
+    pub fn place_of(&self, path: &str) -> Place {
+        let mut at = self;
+        let mut place = self.place;
+        for part in path.split(['.', '[']).map(|part| part.trim_end_matches(']')) {
+            let next = match &at.value {
+                Value::Map(entries) => entries
+                    .iter()
+                    .find(|entry| entry.name == part)
+                    .map(|entry| (entry.place, &entry.value)),
+                Value::List(items) => {
+                    let item = part.parse().ok().and_then(|at: usize| items.get(at));
+                    item.map(|item| (item.place, item))
+                }
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::Text(_) => None,
+            };
+            let Some((found, node)) = next else { return place };
+            (place, at) = (found, node);
+        }
+        place
+    }
+
+    /// The value at a name of a map.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Self> {
+        let Value::Map(entries) = &self.value else { return None };
+        entries.iter().find(|entry| entry.name == name).map(|entry| &entry.value)
+    }
+
+    /// Where the value begins.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The value, if it is text.
+    #[must_use]
+    pub fn as_text(&self) -> Option<&str> {
+        if let Value::Text(text) = &self.value { Some(text) } else { None }
+    }
+}
+
 /// What a [`Node`] holds. Map entries keep their order; a name occurs once.
 #[derive(Clone, Debug)]
 pub(super) enum Value {
     Null,
     Bool(bool),
-    /// A number: no field of a policy is one, so its value is not kept.
-    Number,
+    /// A number, as it is written.
+    Number(String),
     Text(String),
     List(Vec<Node>),
     Map(Vec<Entry>),
@@ -54,7 +119,7 @@ impl Value {
         match self {
             Self::Null => "nothing",
             Self::Bool(_) => "a boolean",
-            Self::Number => "a number",
+            Self::Number(_) => "a number",
             Self::Text(_) => "text",
             Self::List(_) => "a list",
             Self::Map(_) => "a map",

@@ -28,6 +28,22 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    /// A problem of a text that is no manifest, such as a mesh configuration.
+    #[must_use]
+    pub fn new(
+        source: impl Into<Arc<str>>,
+        place: Option<Place>,
+        path: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        let (path, message) = (path.into(), message.into());
+        Self { source: source.into(), document: None, place, path, message }
+    }
+}
+
+impl std::error::Error for Problem {}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.source)?;
@@ -174,7 +190,7 @@ impl<'a> Reader<'a> {
     pub fn text(&self) -> Option<&'a str> {
         match &self.node.value {
             Value::Text(text) => Some(text),
-            Value::Number | Value::Bool(_) => {
+            Value::Number(_) | Value::Bool(_) => {
                 self.wrong("text", "; write it in quotes");
                 None
             }
@@ -222,7 +238,7 @@ impl<'a> Reader<'a> {
     pub fn fields(&self) -> Fields<'a> {
         let entries: &[Entry] = match &self.node.value {
             Value::Map(entries) => entries,
-            Value::Null | Value::Bool(_) | Value::Number | Value::Text(_) | Value::List(_) => {
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::Text(_) | Value::List(_) => {
                 self.wrong("a map", "");
                 &[]
             }

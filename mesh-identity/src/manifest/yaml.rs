@@ -205,7 +205,7 @@ fn size(node: &Node) -> usize {
         Value::Map(entries) => {
             entries.iter().map(|entry| size(&entry.value)).fold(0, usize::saturating_add)
         }
-        Value::Null | Value::Bool(_) | Value::Number | Value::Text(_) => 0,
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Text(_) => 0,
     };
     inner.saturating_add(1)
 }
@@ -218,7 +218,7 @@ fn plain(text: &str) -> Value {
         "false" | "False" | "FALSE" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => {
             Value::Bool(false)
         }
-        _ if is_number(text) => Value::Number,
+        _ if is_number(text) => Value::Number(text.to_owned()),
         _ => Value::Text(text.to_owned()),
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_authz::{ExtensionProvider, MeshConfigError, ProviderConfig, ProviderKind, Providers};
+use mesh_identity::manifest::Problem;
 
 use super::{HttpAuthorizer, Provider};
 
@@ -44,8 +45,22 @@ impl ExtensionProviders {
     /// When the list is no list, or an entry has no name. A provider that is wrong otherwise is
     /// kept as a bad one; [`Self::problems`] tells.
     pub fn from_mesh_config(config: &serde_json::Value) -> Result<Self, MeshConfigError> {
+        Ok(Self::of(ExtensionProvider::read_all(config)?))
+    }
+
+    /// The same from text: YAML or JSON of a `MeshConfig`, of what wraps one as `meshConfig`, or the
+    /// ConfigMap `istio`. Problems name line and column.
+    ///
+    /// # Errors
+    ///
+    /// When the text cannot be read, holds no list, or an entry has no name.
+    pub fn from_mesh_config_text(text: &str, source: &str) -> Result<Self, Problem> {
+        Ok(Self::of(ExtensionProvider::read_text(text, source)?))
+    }
+
+    fn of(entries: Vec<ExtensionProvider>) -> Self {
         let mut providers = Self::default();
-        for ExtensionProvider { name, config, .. } in ExtensionProvider::read_all(config)? {
+        for ExtensionProvider { name, config, .. } in entries {
             let made = match &config {
                 Ok(config) => ready(config),
                 Err(error) => Err(error.to_string()),
@@ -55,7 +70,7 @@ impl ExtensionProviders {
                 Err(problem) => providers.with_bad(name, problem),
             };
         }
-        Ok(providers)
+        providers
     }
 
     /// Adds a provider. A name given twice makes a bad provider of both, as in Istio.
