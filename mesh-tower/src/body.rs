@@ -11,6 +11,10 @@ use pin_project_lite::pin_project;
 
 use crate::flow::{Messages, Received};
 use crate::record::Record;
+use crate::running::Cut;
+
+/// What a body may fail with: whatever hyper can carry.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 pin_project! {
     /// A request's body as the inner service receives it: what a policy has read ahead, then the
@@ -135,15 +139,15 @@ pin_project! {
     #[project = KindProjection]
     #[derive(Debug)]
     enum Kind<B> {
-        Inner { #[pin] body: B },
+        Inner { #[pin] body: B, cut: Cut },
         Refusal { text: Option<Bytes> },
     }
 }
 
 impl<B> ResponseBody<B> {
     /// The inner service's body.
-    pub(crate) fn inner(body: B) -> Self {
-        Self { kind: Kind::Inner { body }, record: None }
+    pub(crate) fn inner(body: B, cut: Cut) -> Self {
+        Self { kind: Kind::Inner { body, cut }, record: None }
     }
 
     /// A body of ours; empty text is no body.
@@ -159,19 +163,29 @@ impl<B> ResponseBody<B> {
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
+/// It fails as the inner body does, and when the request is no longer admitted ([SEM-STRICT-18]).
+impl<B> Body for ResponseBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
         let (frame, is_last) = match this.kind.project() {
-            KindProjection::Inner { mut body } => {
-                let frame = ready!(body.as_mut().poll_frame(cx));
-                (frame, body.is_end_stream())
+            KindProjection::Inner { mut body, cut } => {
+                if cut.poll(cx) {
+                    *cut = Cut::default();
+                    (Some(Err(Cut::error())), true)
+                } else {
+                    let frame = ready!(body.as_mut().poll_frame(cx));
+                    (frame.map(|frame| frame.map_err(Into::into)), body.is_end_stream())
+                }
             }
             KindProjection::Refusal { text } => (text.take().map(|t| Ok(Frame::data(t))), true),
         };
@@ -187,14 +201,14 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Inner { body } => body.is_end_stream(),
+            Kind::Inner { body, .. } => body.is_end_stream(),
             Kind::Refusal { text } => text.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Inner { body } => body.size_hint(),
+            Kind::Inner { body, .. } => body.size_hint(),
             Kind::Refusal { text } => {
                 let length = text.as_ref().map_or(0, Bytes::len);
                 SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))

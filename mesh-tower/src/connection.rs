@@ -9,6 +9,7 @@ use mesh_authn::peer::MtlsMode;
 use mesh_identity::VerifiedPeer;
 use rustls::pki_types::UnixTime;
 
+use crate::running::RunningRequests;
 use crate::server::End;
 use crate::telemetry::{PeerKey, PeerSeries, Protection, Reporter, Telemetry};
 
@@ -29,6 +30,7 @@ struct Facts {
     ends: Option<UnixTime>,
     /// Set when requests must no longer be served, for whatever reason.
     ended: OnceLock<End>,
+    running: RunningRequests,
     /// What `x-forwarded-client-cert` says of the peer, made when it is first asked for.
     forwarded: OnceLock<Option<String>>,
     /// Where the connection's requests are counted.
@@ -88,6 +90,7 @@ impl ConnectionInfo {
                 security,
                 ends,
                 ended: OnceLock::new(),
+                running: RunningRequests::default(),
                 forwarded: OnceLock::new(),
                 series: OnceLock::new(),
             }),
@@ -120,6 +123,11 @@ impl ConnectionInfo {
     pub(crate) fn ended(&self, now: UnixTime) -> Option<End> {
         let expired = self.facts.ends.is_some_and(|end| now >= end).then_some(End::Expired);
         self.facts.ended.get().copied().or(expired)
+    }
+
+    /// The connection's requests whose answers are under way.
+    pub(crate) fn running(&self) -> &RunningRequests {
+        &self.facts.running
     }
 
     /// When the peer's proof ends, grace included ([SEC-TLS-12]); nothing for plain text.

@@ -35,6 +35,13 @@ impl Expiry {
         Self { at, latest: None }
     }
 
+    /// Another moment; what was near of the same one stays near.
+    pub(crate) fn set(&mut self, at: Option<UnixTime>) {
+        if self.at != at {
+            *self = Self::new(at);
+        }
+    }
+
     /// Resolves when the moment has come. It may be dropped and called again.
     pub(crate) async fn reached(&mut self, mesh: &Mesh) {
         let Some(at) = self.at else {

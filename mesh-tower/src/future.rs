@@ -11,6 +11,7 @@ use pin_project_lite::pin_project;
 
 use crate::body::ResponseBody;
 use crate::record::Record;
+use crate::running::{Cut, Running};
 
 type Answer<R, E> = Result<Response<ResponseBody<R>>, E>;
 
@@ -26,7 +27,7 @@ pin_project! {
     #[project = Projection]
     enum State<F, R, E> {
         /// Admitted: the inner service is answering.
-        Inner { #[pin] future: F, record: Option<Record> },
+        Inner { #[pin] future: F, record: Option<Record>, running: Option<Running> },
         /// Refused: the answer is here.
         Refused { response: Option<Response<ResponseBody<R>>> },
         /// A policy has to wait for something before the inner service is called.
@@ -35,8 +36,8 @@ pin_project! {
 }
 
 impl<F, R, E> MeshFuture<F, R, E> {
-    pub(crate) fn inner(future: F, record: Record) -> Self {
-        Self { state: State::Inner { future, record: Some(record) } }
+    pub(crate) fn inner(future: F, record: Record, running: Option<Running>) -> Self {
+        Self { state: State::Inner { future, record: Some(record), running } }
     }
 
     pub(crate) fn refused(response: Response<ResponseBody<R>>) -> Self {
@@ -52,13 +53,23 @@ impl<F, R, E> Future for MeshFuture<F, R, E>
 where
     F: Future<Output = Result<Response<R>, E>>,
     R: Body<Data = Bytes>,
+    R::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     type Output = Answer<R, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            Projection::Inner { future, record } => {
-                let response = ready!(future.poll(cx))?.map(ResponseBody::inner);
+            Projection::Inner { future, record, running } => {
+                let response = if running.as_mut().is_some_and(|one| one.poll_cut(cx)) {
+                    let Some(running) = running.take() else { return Poll::Pending };
+                    running.refused()
+                } else {
+                    let response = ready!(future.poll(cx))?;
+                    match running.take() {
+                        Some(running) => running.answered(response),
+                        None => response.map(|body| ResponseBody::inner(body, Cut::default())),
+                    }
+                };
                 Poll::Ready(Ok(match record.take() {
                     Some(record) => record.answered(response),
                     None => response,

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -315,6 +316,25 @@ fn apply(parts: &mut Parts, effects: &Effects) -> Result<(), Refusal> {
 pub(crate) fn decide(snapshot: &Snapshot, parts: &Parts, admitted: &Admitted) -> Decision {
     let Admitted { info, host, token, client } = admitted;
     with_facts(parts, info, host, token.as_ref(), *client, |facts| snapshot.policies.decide(facts))
+}
+
+/// Judges the head of a request that is running by another configuration than the one that has
+/// admitted it; the reason where it is refused now ([SEM-STRICT-18]).
+///
+/// Tokens are verified again. External authorizers and Rego are not asked again.
+pub(crate) fn judge_again(
+    snapshot: &Snapshot,
+    mut parts: Parts,
+    arrived: Arrived,
+    now: UnixTime,
+) -> Result<(), String> {
+    let judged = catch_unwind(AssertUnwindSafe(|| {
+        let admitted = admit(snapshot, &mut parts, arrived, now);
+        let admitted = admitted.map_err(|refusal| refusal.detail)?;
+        let decision = decide(snapshot, &parts, &admitted);
+        if decision.is_allow() { Ok(()) } else { Err(detail(&decision)) }
+    }));
+    judged.unwrap_or_else(|_| Err("mesh_fault{judging a running request panicked}".to_owned()))
 }
 
 /// Envoy's response code details of a refusal; our own where a strict rule refuses.

@@ -38,6 +38,7 @@ mod refuse;
 mod rego;
 mod report;
 mod resource;
+mod running;
 mod server;
 mod service;
 mod settings;

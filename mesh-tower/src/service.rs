@@ -1,6 +1,7 @@
 //! The guarded service: judge, then call the inner service or answer.
 
 use std::cell::Cell;
+use std::error::Error;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::guard::{self, Admitted, Arrival, Arrived};
 use crate::mesh::Mesh;
 use crate::record::Record;
 use crate::refuse::{Refusal, RequestKind};
+use crate::running::{Cut, Running};
 use crate::server::Limits;
 use crate::snapshot::Snapshot;
 use crate::source::first_keys;
@@ -47,6 +49,7 @@ where
     S::Future: Send,
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     type Response = Response<ResponseBody<R>>;
     type Error = S::Error;
@@ -83,6 +86,7 @@ impl<S> MeshService<S> {
         S::Future: Send,
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let (mut parts, body) = request.into_parts();
         let snapshot = self.mesh.snapshot();
@@ -97,7 +101,7 @@ impl<S> MeshService<S> {
             Ok(Arrival::Open) => {
                 record.decided(&snapshot, &parts, true, "open_path", None, None);
                 let request = Request::from_parts(parts, body);
-                return MeshFuture::inner(self.inner.call(request), record);
+                return MeshFuture::inner(self.inner.call(request), record, None);
             }
             Err(refusal) => {
                 record.decided(&snapshot, &parts, false, &refusal.detail, None, None);
@@ -120,6 +124,7 @@ impl<S> MeshService<S> {
             return MeshFuture::asking(Box::pin(asked.ask(custom, inner)));
         }
 
+        let mut running = Running::begin(&self.mesh, &snapshot, &parts, &arrived, kind);
         let admitted = match fail_closed(|| guard::admit(&snapshot, &mut parts, arrived, now)) {
             Ok(admitted) => admitted,
             Err(refusal) => {
@@ -127,10 +132,14 @@ impl<S> MeshService<S> {
                 return MeshFuture::refused(answer(refusal, kind, &parts, record));
             }
         };
-        match settle(&snapshot, &mut parts, admitted, &mut record) {
-            Err(refusal) => MeshFuture::refused(answer(refusal, kind, &parts, record)),
-            Ok(()) => MeshFuture::inner(self.inner.call(Request::from_parts(parts, body)), record),
+        if let Some(running) = &mut running {
+            running.admitted(admitted.token.as_ref(), &body);
         }
+        if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &mut record) {
+            return MeshFuture::refused(answer(refusal, kind, &parts, record));
+        }
+        let answering = self.inner.call(Request::from_parts(parts, body));
+        MeshFuture::inner(answering, record, running)
     }
 }
 
@@ -160,12 +169,16 @@ fn settle(
     }
 }
 
-fn answer<R: Body<Data = Bytes>>(
+fn answer<R>(
     refusal: Refusal,
     kind: RequestKind,
     parts: &Parts,
     record: Record,
-) -> Response<ResponseBody<R>> {
+) -> Response<ResponseBody<R>>
+where
+    R: Body<Data = Bytes>,
+    R::Error: Into<Box<dyn Error + Send + Sync>>,
+{
     let response =
         own_answer(&refusal, kind, parts, record.mesh()).unwrap_or_else(|| refusal.response(kind));
     record.answered(response)
@@ -229,9 +242,10 @@ impl<B: Body<Data = Bytes> + Unpin> Asked<B> {
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>>,
         R: Body<Data = Bytes>,
+        R::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let mut changes = Changes::default();
-        let admitted = match self.judge(custom, &mut changes).await {
+        let (admitted, mut running) = match self.judge(custom, &mut changes).await {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 let (detail, decision) = (refusal.detail.as_str(), refusal.decision.as_deref());
@@ -240,11 +254,20 @@ impl<B: Body<Data = Bytes> + Unpin> Asked<B> {
             }
         };
         let Self { snapshot, mut parts, body, mut record, kind, .. } = self;
+        if let Some(running) = &mut running {
+            running.admitted(admitted.token.as_ref(), &body);
+        }
         if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &mut record) {
             return Ok(answer(refusal, kind, &parts, record));
         }
-        let response = inner.call(Request::from_parts(parts, body)).await?;
-        let mut response = response.map(ResponseBody::inner);
+        let answering = inner.call(Request::from_parts(parts, body));
+        let mut response = match running {
+            None => answering.await?.map(|body| ResponseBody::inner(body, Cut::default())),
+            Some(mut running) => tokio::select! {
+                response = answering => running.answered(response?),
+                () = running.cut() => return Ok(record.answered(running.refused())),
+            },
+        };
         for (name, value) in changes.response_headers {
             response.headers_mut().append(name, value);
         }
@@ -256,20 +279,21 @@ impl<B: Body<Data = Bytes> + Unpin> Asked<B> {
         &mut self,
         custom: Option<Custom>,
         changes: &mut Changes,
-    ) -> Result<Admitted, Refusal> {
-        let Self { snapshot, parts, body, arrived, record, limits, .. } = self;
+    ) -> Result<(Admitted, Option<Running>), Refusal> {
+        let Self { snapshot, parts, body, arrived, record, kind, limits } = self;
         let now = record.now();
         if let Some(custom) = custom {
             let context = Context { now, limits, own_id: snapshot.svid.id() };
             custom.ask(snapshot, parts, arrived, body, context, changes).await?;
         }
         let arrived = arrived.clone();
+        let running = Running::begin(record.mesh(), snapshot, parts, &arrived, *kind);
         let admitted = fail_closed(|| guard::admit(snapshot, parts, arrived, now))?;
         #[cfg(feature = "rego")]
         if let Some(stage) = snapshot.rego.clone() {
             let context = Context { now, limits, own_id: snapshot.svid.id() };
             stage.ask(parts, &admitted, body, context, changes).await?;
         }
-        Ok(admitted)
+        Ok((admitted, running))
     }
 }

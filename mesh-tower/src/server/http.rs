@@ -60,8 +60,9 @@ where
                 .header_read_timeout(limits.request_head)
                 .max_headers(limits.headers)
                 .max_header_size(usize::try_from(limits.head_bytes).unwrap_or(usize::MAX));
-            let connection = pin!(builder.serve_connection(io, service));
-            until_over(connection, http1::Connection::graceful_shutdown, &mut life, limits).await
+            let connection = pin!(builder.serve_connection(io, service).with_upgrades());
+            let finish = http1::UpgradeableConnection::graceful_shutdown;
+            until_over(connection, finish, &mut life, limits).await
         }
         HttpVersion::Http2 => {
             let mut builder = http2::Builder::new(TokioExecutor::new());

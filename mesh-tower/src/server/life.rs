@@ -10,6 +10,7 @@ use crate::clock::monotonic;
 use crate::connection::{ConnectionInfo, Security};
 use crate::cut::Cutter;
 use crate::expiry::Expiry;
+use crate::guard;
 use crate::mesh::Mesh;
 use crate::snapshot::Snapshot;
 
@@ -23,6 +24,8 @@ pub(crate) enum End {
     Distrusted,
     /// The port's mode no longer admits such connections ([SEM-STRICT-18]).
     Mode,
+    /// The policies no longer admit what the connection is used for ([SEM-STRICT-18]).
+    Denied,
     /// Our own identity was withdrawn.
     Withdrawn,
     /// The connection is as old as connections may get.
@@ -36,7 +39,7 @@ impl End {
     /// connection is gone.
     fn refuses_requests(self) -> bool {
         match self {
-            Self::Expired | Self::Distrusted | Self::Mode | Self::Withdrawn => true,
+            Self::Expired | Self::Distrusted | Self::Mode | Self::Denied | Self::Withdrawn => true,
             Self::Age | Self::Stop => false,
         }
     }
@@ -45,6 +48,7 @@ impl End {
     pub(super) fn drain(self, limits: &Limits) -> Duration {
         match self {
             Self::Distrusted => limits.distrusted_drain,
+            Self::Denied => limits.denied_drain.unwrap_or_default(),
             Self::Expired | Self::Mode | Self::Withdrawn | Self::Age | Self::Stop => limits.drain,
         }
     }
@@ -57,6 +61,7 @@ impl fmt::Display for End {
             Self::Expired => "peer_certificate_expired",
             Self::Distrusted => "peer_no_longer_trusted",
             Self::Mode => "mtls_mode_changed",
+            Self::Denied => "denied_by_new_policies",
             Self::Withdrawn => "identity_withdrawn",
             Self::Age => "max_connection_age",
             Self::Stop => "server_stops",
@@ -73,6 +78,10 @@ pub(crate) struct Life {
     age: Option<Instant>,
     /// The trust that the peer's chain was last verified with.
     verified_with: u64,
+    /// The configuration that last admitted the connection as a whole, where it is judged as one.
+    admitted_by: Option<u64>,
+    /// When the next token ends of those that requests run on.
+    token: Expiry,
     stopped: watch::Receiver<bool>,
     /// Nothing once somebody cuts with it.
     cutter: Option<Cutter>,
@@ -94,9 +103,16 @@ impl Life {
             info,
             age: age.and_then(|age| monotonic().checked_add(age)),
             verified_with: snapshot.trust,
+            admitted_by: None,
+            token: Expiry::new(None),
             stopped,
             cutter: Some(cutter),
         }
+    }
+
+    /// The connection was admitted as a whole, and is judged as one from now on ([SEM-TCP-10]).
+    pub(super) fn admitted_by(&mut self, snapshot: &Snapshot) {
+        self.admitted_by = Some(snapshot.generation);
     }
 
     /// Resolves when the connection must begin to end. Where the reason is one, the layer refuses
@@ -132,10 +148,13 @@ impl Life {
             if let Some(end) = self.judge() {
                 return end;
             }
+            self.token.set(self.info.running().next_end());
             tokio::select! {
                 _ = self.stopped.wait_for(|stops| *stops) => return End::Stop,
                 () = self.expiry.reached(&self.mesh) => return End::Expired,
                 () = sleep_until(self.age) => return End::Age,
+                () = self.token.reached(&self.mesh) => {}
+                () = self.info.running().added() => {}
                 // The sender lives as long as our mesh.
                 _ = changes.changed() => {}
             }
@@ -149,6 +168,27 @@ impl Life {
         if !self.info.fits(mode) {
             return Some(End::Mode);
         }
+        if let Some(end) = self.judge_proof(&snapshot) {
+            return Some(end);
+        }
+        if self.info.running().judge(&self.mesh, &snapshot, &self.info) {
+            return Some(End::Denied);
+        }
+        if self.admitted_by.is_some_and(|by| by != snapshot.generation)
+            && self.mesh.limits().denied_drain.is_some()
+        {
+            if let Err(detail) = guard::admit_connection(&self.mesh, &snapshot, &self.info) {
+                let peer = self.info.peer_address();
+                tracing::info!(%peer, detail, "open connection is no longer admitted");
+                return Some(End::Denied);
+            }
+            self.admitted_by = Some(snapshot.generation);
+        }
+        None
+    }
+
+    /// Whether the peer's proof still counts.
+    fn judge_proof(&mut self, snapshot: &Snapshot) -> Option<End> {
         if matches!(self.info.security(), Security::Plaintext) {
             return None;
         }

@@ -19,6 +19,13 @@ pub struct Limits {
     /// The same where the peer is no longer trusted: what is being answered may still end, new
     /// requests are refused. Zero cuts at once ([SEC-TLS-13]).
     pub distrusted_drain: Duration,
+    /// From the moment that policies no longer admit what is open (a TCP connection, a request or
+    /// an answer that still streams, an upgraded connection), or that the token of a running request
+    /// ends, to its forced end: zero closes at once. Nothing leaves it alone, as Istio does, and
+    /// policies hold for what comes then ([SEM-STRICT-18]).
+    ///
+    /// Tokens are verified again for it; external authorizers and Rego are not asked again.
+    pub denied_drain: Option<Duration>,
     /// How long a connection outlives its peer's certificate, at most the clock skew you allow for
     /// ([SEC-TLS-12]).
     pub expiry_grace: Duration,
@@ -42,6 +49,7 @@ impl Default for Limits {
             body_read_ahead: Duration::from_secs(10),
             drain: Duration::from_secs(5),
             distrusted_drain: Duration::from_secs(2),
+            denied_drain: Some(Duration::ZERO),
             expiry_grace: Duration::ZERO,
             connection_age: None,
             handshakes: 1024,

@@ -63,6 +63,7 @@ where
             return;
         }
     };
+    life.admitted_by(&snapshot);
     drop(snapshot);
     let series = info.series(mesh.telemetry()).begin_tcp();
     series.opened.add(1);

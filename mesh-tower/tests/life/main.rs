@@ -19,4 +19,5 @@ mod refused;
 mod resumed;
 mod revoked;
 mod rotation;
+mod running;
 mod support;

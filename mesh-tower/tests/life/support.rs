@@ -186,6 +186,31 @@ fn app() -> Router {
         )
         .route("/stream", get(move || async move { Body::from_stream(ticks()) }))
         .route("/echo", post(|body: Bytes| async move { body }))
+        .route("/both", post(|body: Body| async move { body }))
+        .route("/hold", post(|_body: Body| std::future::pending::<&'static str>()))
+        .route(
+            "/late",
+            get(move || async move {
+                tokio::time::sleep(Duration::from_millis(600)).await;
+                Body::from_stream(ticks())
+            }),
+        )
+        .route("/upgrade", get(upgrade))
+}
+
+/// Switches to an echo, in a task of its own.
+async fn upgrade(request: axum::extract::Request) -> Response<Body> {
+    tokio::spawn(async move {
+        let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
+        let (mut read, mut write) = tokio::io::split(hyper_util::rt::TokioIo::new(upgraded));
+        drop(tokio::io::copy(&mut read, &mut write).await);
+    });
+    Response::builder()
+        .status(101)
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .body(Body::empty())
+        .unwrap()
 }
 
 /// A mesh that only connects, with an identity of its own.

@@ -1,0 +1,361 @@
+//! Requests that run for long, judged again when policies change or their token ends
+//! ([SEM-STRICT-18]).
+//!
+//! Each request's head is kept until its answer begins. Where that is a stream, or the request is
+//! one, the head goes into the connection's list of running requests, through which the life of the
+//! connection goes at every change. What it refuses is cut there, in the middle of its body.
+
+use std::future::Future as _;
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::UPGRADE;
+use http::request::Parts;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+};
+use http_body::Body;
+use mesh_authz::ClientAddress;
+use mesh_identity::VerifiedToken;
+use rustls::pki_types::UnixTime;
+use tokio::sync::{Notify, oneshot};
+
+use crate::body::ResponseBody;
+use crate::connection::ConnectionInfo;
+use crate::gather::Host;
+use crate::guard::{self, Arrived};
+use crate::mesh::Mesh;
+use crate::refuse::{Refusal, RequestKind};
+use crate::snapshot::Snapshot;
+
+/// A body of known length up to this is sent in one go and not watched.
+const SHORT_BODY: u64 = 64 * 1024;
+
+/// Buffers for heads that a connection keeps for its next requests.
+const SPARE_HEADS: usize = 4;
+
+/// The fields of a head, in a buffer that can be used again.
+type Headers = Vec<(HeaderName, HeaderValue)>;
+
+/// Why a body ends before its time.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the policies in force no longer admit this request")]
+struct Ended;
+
+/// What judges a request: its head as it arrived, tokens included.
+#[derive(Debug)]
+struct Head {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    extended: Option<hyper::ext::Protocol>,
+    headers: Headers,
+    host: Host,
+    client: ClientAddress,
+}
+
+impl Head {
+    fn parts(&self) -> Parts {
+        let mut headers = HeaderMap::with_capacity(self.headers.len());
+        for (name, value) in &self.headers {
+            headers.append(name.clone(), value.clone());
+        }
+        let (mut parts, ()) = Request::new(()).into_parts();
+        parts.method = self.method.clone();
+        parts.uri = self.uri.clone();
+        parts.version = self.version;
+        parts.headers = headers;
+        if let Some(protocol) = self.extended.clone() {
+            parts.extensions.insert(protocol);
+        }
+        parts
+    }
+}
+
+/// The requests of one connection whose answers are under way.
+#[derive(Debug, Default)]
+pub(crate) struct RunningRequests {
+    state: Mutex<State>,
+    /// Told when one is added: its token may end, or policies have changed since it was admitted.
+    added: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    streams: Vec<Entry>,
+    spare: Vec<Headers>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    head: Head,
+    /// The configuration that has admitted it last.
+    generation: u64,
+    token_ends: Option<UnixTime>,
+    /// Nothing where the request has taken over the whole connection.
+    cut: Option<oneshot::Sender<()>>,
+}
+
+impl Entry {
+    fn is_over(&self) -> bool {
+        self.cut.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+}
+
+impl RunningRequests {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves when a request was added.
+    pub(crate) async fn added(&self) {
+        self.added.notified().await;
+    }
+
+    /// When the next of the tokens ends that requests run on.
+    pub(crate) fn next_end(&self) -> Option<UnixTime> {
+        let state = self.state();
+        let running = state.streams.iter().filter(|entry| !entry.is_over());
+        running.filter_map(|entry| entry.token_ends).min()
+    }
+
+    fn add(&self, entry: Entry) {
+        let mut state = self.state();
+        state.sweep();
+        state.streams.push(entry);
+        drop(state);
+        self.added.notify_one();
+    }
+
+    /// Judges every running request by the configuration in force and the time: what is refused is
+    /// cut, after the drain where there is one. Tells whether the connection itself must end,
+    /// because it is all one request's.
+    pub(crate) fn judge(&self, mesh: &Mesh, snapshot: &Snapshot, info: &ConnectionInfo) -> bool {
+        let Some(drain) = mesh.limits().denied_drain else { return false };
+        let now = mesh.clock().now();
+        let mut state = self.state();
+        state.sweep();
+        let mut all = false;
+        let refused = state.streams.extract_if(.., |entry| {
+            let Err(detail) = judge(entry, snapshot, info, now) else {
+                entry.generation = snapshot.generation;
+                return false;
+            };
+            let (peer, path) = (info.peer_address(), entry.head.uri.path());
+            tracing::info!(%peer, path, detail, "running request is being ended");
+            true
+        });
+        for entry in refused {
+            match entry.cut {
+                Some(cut) => end(cut, drain),
+                None => all = true,
+            }
+        }
+        all
+    }
+}
+
+impl State {
+    /// Forgets what is over.
+    fn sweep(&mut self) {
+        let Self { streams, spare } = self;
+        for over in streams.extract_if(.., |entry| entry.is_over()) {
+            recycle(spare, over.head.headers);
+        }
+    }
+}
+
+/// Keeps a buffer for the next request.
+fn recycle(spare: &mut Vec<Headers>, mut buffer: Headers) {
+    if spare.len() < SPARE_HEADS {
+        buffer.clear();
+        spare.push(buffer);
+    }
+}
+
+fn judge(
+    entry: &Entry,
+    snapshot: &Snapshot,
+    info: &ConnectionInfo,
+    now: UnixTime,
+) -> Result<(), String> {
+    // The skew that a new request's token is given is not given to a stream: its time is over.
+    if entry.token_ends.is_some_and(|end| now >= end) {
+        return Err("token_expired".to_owned());
+    }
+    if entry.generation == snapshot.generation {
+        return Ok(());
+    }
+    let Head { host, client, .. } = &entry.head;
+    let arrived = Arrived { info: info.clone(), host: host.clone(), client: *client };
+    guard::judge_again(snapshot, entry.head.parts(), arrived, now)
+}
+
+/// Cuts a stream when its drain is over, unless it has ended by itself.
+fn end(mut cut: oneshot::Sender<()>, drain: Duration) {
+    if drain.is_zero() {
+        // A stream that has just ended needs no cutting.
+        cut.send(()).ok();
+        return;
+    }
+    tokio::spawn(async move {
+        tokio::select! {
+            () = tokio::time::sleep(drain) => {
+                cut.send(()).ok();
+            }
+            () = cut.closed() => {}
+        }
+    });
+}
+
+/// One admitted request, from its admission to the head of its answer.
+#[derive(Debug)]
+pub(crate) struct Running {
+    info: ConnectionInfo,
+    head: Option<Head>,
+    generation: u64,
+    token_ends: Option<UnixTime>,
+    kind: RequestKind,
+    cut: Cut,
+}
+
+/// Told when a running request is to end.
+#[derive(Debug, Default)]
+pub(crate) struct Cut(Option<oneshot::Receiver<()>>);
+
+impl Cut {
+    /// Whether it is to end now; registers for it otherwise.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(cut) = &mut self.0 else { return false };
+        match Pin::new(cut).poll(cx) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(_)) => {
+                self.0 = None;
+                false
+            }
+        }
+    }
+
+    /// The error that a body ends with.
+    pub(crate) fn error() -> Box<dyn std::error::Error + Send + Sync> {
+        Box::new(Ended)
+    }
+}
+
+impl Running {
+    /// Keeps the head of a request that has arrived and is about to be judged; nothing where
+    /// running requests are left alone.
+    pub(crate) fn begin(
+        mesh: &Mesh,
+        snapshot: &Snapshot,
+        parts: &Parts,
+        arrived: &Arrived,
+        kind: RequestKind,
+    ) -> Option<Self> {
+        mesh.limits().denied_drain?;
+        let Arrived { info, host, client } = arrived;
+        let mut headers = info.running().state().spare.pop().unwrap_or_default();
+        headers.extend(parts.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let head = Head {
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            version: parts.version,
+            extended: parts.extensions.get::<hyper::ext::Protocol>().cloned(),
+            headers,
+            host: host.clone(),
+            client: *client,
+        };
+        Some(Self {
+            info: info.clone(),
+            head: Some(head),
+            generation: snapshot.generation,
+            token_ends: None,
+            kind,
+            cut: Cut::default(),
+        })
+    }
+
+    /// The request was admitted. One whose own body is a stream is watched from now on.
+    pub(crate) fn admitted<B: Body>(&mut self, token: Option<&VerifiedToken>, body: &B) {
+        self.token_ends = token.and_then(token_end);
+        if !body.is_end_stream() && body.size_hint().exact().is_none() {
+            self.watch();
+        }
+    }
+
+    /// Whether the request is to end before it is answered.
+    pub(crate) fn poll_cut(&mut self, cx: &mut Context<'_>) -> bool {
+        self.cut.poll(cx)
+    }
+
+    /// Resolves when the request is to end before it is answered.
+    pub(crate) async fn cut(&mut self) {
+        std::future::poll_fn(|cx| if self.poll_cut(cx) { Poll::Ready(()) } else { Poll::Pending })
+            .await;
+    }
+
+    /// The answer begins: one that streams is watched until it ends, an upgrade for as long as the
+    /// connection lives.
+    pub(crate) fn answered<B: Body>(mut self, response: Response<B>) -> Response<ResponseBody<B>> {
+        if self.is_upgraded(response.status()) {
+            self.hand_over(None);
+        } else if !is_short(response.body()) {
+            self.watch();
+        }
+        let cut = std::mem::take(&mut self.cut);
+        response.map(|body| ResponseBody::inner(body, cut))
+    }
+
+    /// The answer of a request that is ended before it has one.
+    pub(crate) fn refused<B>(self) -> Response<ResponseBody<B>> {
+        Refusal::denied("denied_while_running".to_owned()).response(self.kind)
+    }
+
+    fn is_upgraded(&self, status: StatusCode) -> bool {
+        let Some(head) = &self.head else { return false };
+        let asked = head.headers.iter().any(|(name, _)| name == UPGRADE);
+        let connect = head.method == Method::CONNECT && head.extended.is_none();
+        (asked && status == StatusCode::SWITCHING_PROTOCOLS) || (connect && status.is_success())
+    }
+
+    fn watch(&mut self) {
+        let (cut, told) = oneshot::channel();
+        if self.hand_over(Some(cut)) {
+            self.cut = Cut(Some(told));
+        }
+    }
+
+    fn hand_over(&mut self, cut: Option<oneshot::Sender<()>>) -> bool {
+        let Some(head) = self.head.take() else { return false };
+        let Self { generation, token_ends, .. } = *self;
+        self.info.running().add(Entry { head, generation, token_ends, cut });
+        true
+    }
+}
+
+/// The buffer serves the connection's next request.
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(head) = self.head.take() {
+            recycle(&mut self.info.running().state().spare, head.headers);
+        }
+    }
+}
+
+fn is_short<B: Body>(body: &B) -> bool {
+    body.is_end_stream() || body.size_hint().exact().is_some_and(|length| length <= SHORT_BODY)
+}
+
+/// When a token says that it ends.
+fn token_end(token: &VerifiedToken) -> Option<UnixTime> {
+    let end = token.payload().object().get("exp")?;
+    // A fraction of a second does not make a token live longer.
+    let end = end.as_u64().or_else(|| {
+        let end = end.as_f64().filter(|end| *end >= 1.0)?;
+        Duration::try_from_secs_f64(end).ok().map(|end| end.as_secs())
+    })?;
+    (end > 0).then(|| UnixTime::since_unix_epoch(Duration::from_secs(end)))
+}
