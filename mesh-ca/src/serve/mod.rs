@@ -17,6 +17,7 @@ mod entry;
 mod grpc;
 mod identities;
 mod istio;
+mod lenient;
 mod sds;
 mod service;
 mod tls;

@@ -22,6 +22,7 @@ use tonic::Status;
 use super::entry::PeerCredentials;
 use super::grpc::{self, Answers, Call};
 use super::identities::Identities;
+use super::lenient::Lenient;
 use super::sds;
 use super::service::{CaService, CheckError};
 
@@ -94,7 +95,7 @@ impl CaService {
             let (service, check, stopped) = (self.clone(), Arc::clone(&check), stopped.clone());
             tokio::spawn(async move {
                 let answer = move |request| answer(&service, &check, peer, request);
-                grpc::serve(stream, stopped, answer).await;
+                grpc::serve(Lenient::new(stream), stopped, answer).await;
                 drop(place);
             });
         }

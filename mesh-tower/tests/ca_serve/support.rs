@@ -116,8 +116,12 @@ impl World {
         WorkloadApi::new(endpoint).retry(quick, quick)
     }
 
+    pub(crate) async fn stream(&self) -> UnixStream {
+        UnixStream::connect(&self.socket).await.unwrap()
+    }
+
     pub(crate) async fn connect(&self) -> Raw {
-        Raw::new(UnixStream::connect(&self.socket).await.unwrap()).await
+        Raw::new(self.stream().await).await
     }
 }
 

@@ -244,6 +244,44 @@ async fn sec_ca_7_too_many_requests_over_the_wire() {
     assert!(api.fetch_jwt_svids(&["x"], None).await.is_ok());
 }
 
+/// gRPC's C core sends the socket's path, percent-encoded, as `:authority`.
+#[tokio::test]
+async fn clients_of_grpcs_c_core_are_served() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start();
+    world.register([entry("server")]);
+    let mut stream = world.stream().await;
+    let literal = |name: &str, value: &str| {
+        let length = |text: &str| u8::try_from(text.len()).unwrap();
+        [&[0x40, length(name)], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
+    };
+    let headers = [
+        vec![0x83, 0x86],
+        literal(":path", "/SpiffeWorkloadAPI/FetchX509SVID"),
+        literal(":authority", "tmp%2Fmesh-ca.sock"),
+        literal("content-type", "application/grpc"),
+        literal("te", "trailers"),
+        literal("workload.spiffe.io", "true"),
+    ]
+    .concat();
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let sent = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),
+        frame(1, 4, 1, &headers),
+        frame(0, 1, 1, &[0; 5]),
+    ];
+    stream.write_all(&sent.concat()).await.unwrap();
+    let mut read = Vec::new();
+    let svid = id("server");
+    while !read.windows(svid.as_str().len()).any(|part| part == svid.as_str().as_bytes()) {
+        assert!(timeout(PATIENCE, stream.read_buf(&mut read)).await.unwrap().unwrap() > 0);
+    }
+}
+
 /// What no client should send costs nobody else anything.
 #[tokio::test]
 async fn hostile_frames_are_refused() {
