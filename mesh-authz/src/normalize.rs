@@ -178,9 +178,17 @@ pub(crate) fn is_ambiguous(path: &[u8]) -> bool {
         || path.windows(2).any(|two| two == b"//")
         || segments.any(|segment| segment == b"." || segment == b"..")
         || escapes.any(|at| match decode_escape(path.get(at..).unwrap_or_default()) {
-            Some(0 | b'/' | b'\\') | None => true,
+            Some(0 | b'/' | b'\\' | b';') | None => true,
+            // Whoever decodes twice reads another escape.
+            Some(b'%') => is_escape_behind(path, at),
             Some(byte) => is_unreserved(byte),
         })
+}
+
+/// Whether `%25` at this place stands for the percent sign of a further escape.
+fn is_escape_behind(path: &[u8], at: usize) -> bool {
+    let behind = path.get(at.saturating_add(3)..).unwrap_or_default();
+    behind.iter().take(2).filter(|byte| byte.is_ascii_hexdigit()).count() == 2
 }
 
 fn cut_at(text: &[u8], end: impl Fn(u8) -> bool) -> &[u8] {

@@ -77,8 +77,9 @@ pub enum StrictRule {
     /// [SEM-STRICT-06] Several or contradicting hosts, userinfo, a trailing dot or a port other than
     /// the local one are refused where a policy reads the host; DENY also compares without port.
     HostHygiene,
-    /// [SEM-STRICT-07] A path that full normalization would still change, or that holds `;`, `//`,
-    /// backslashes or malformed escapes, is refused where a policy reads the path.
+    /// [SEM-STRICT-07] A path that full normalization would still change, however often it is done,
+    /// or that holds `;` (escaped, too), `//`, backslashes or malformed escapes, is refused where a
+    /// policy reads the path.
     AmbiguousPath,
     /// [SEM-STRICT-07] In DENY `paths` and ALLOW `notPaths`, template operators cover every byte
     /// but the slash.

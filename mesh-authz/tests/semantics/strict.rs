@@ -101,14 +101,27 @@ fn sem_strict_06_host_hygiene() {
 fn sem_strict_07_ambiguous_paths() {
     let rule = StrictRule::AmbiguousPath;
     let allow = [policy("ALLOW", to(json!({"paths": ["/*"]})))];
-    for path in ["/a;b", "//a", "/a%2fb", "/a%5cb", "/a%", "/a%zz", "/x/%2e%2e;/a"] {
+    for path in [
+        "/a;b",
+        "//a",
+        "/a%2fb",
+        "/a%5cb",
+        "/a%",
+        "/a%zz",
+        "/x/%2e%2e;/a",
+        "/a%3bb",
+        "/x/..%3B/a",
+        "/a%252fb",
+        "/%2561",
+        "/a%25%32%66b",
+    ] {
         assert_eq!(
             (istio(&allow, &get(path)), with(rule, &allow, &get(path))),
             (200, 403),
             "{path}"
         );
     }
-    for path in ["/a", "/a/", "/a%20b", "/a%c3%a9", "/x/../a", "/a?b=//;%2f"] {
+    for path in ["/a", "/a/", "/a%20b", "/a%c3%a9", "/x/../a", "/a?b=//;%2f", "/100%25", "/%25zz"] {
         assert_eq!(with(rule, &allow, &get(path)), 200, "{path}");
     }
     let other = [policy("DENY", to(json!({"methods": ["PUT"]})))];

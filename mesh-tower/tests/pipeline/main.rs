@@ -11,7 +11,9 @@
 
 mod authz;
 mod head;
+mod http;
 mod http2;
+mod paths;
 mod tokens;
 mod vector;
 mod wire;
