@@ -5,6 +5,8 @@
     reason = "the input is made here; a mistake in it must stop the measurement"
 )]
 
+pub mod service;
+
 use std::net::{IpAddr, SocketAddr};
 
 mod unindexed;

@@ -337,6 +337,15 @@ pub(crate) fn judge_again(
     judged.unwrap_or_else(|_| Err("mesh_fault{judging a running request panicked}".to_owned()))
 }
 
+/// Why [`decide`] says what it says, rule by rule.
+#[cfg(feature = "admin")]
+pub(crate) fn explain(snapshot: &Snapshot, parts: &Parts, admitted: &Admitted) -> String {
+    let Admitted { info, host, token, client } = admitted;
+    with_facts(parts, info, host, token.as_ref(), *client, |facts| {
+        snapshot.policies.explain(facts).to_string()
+    })
+}
+
 /// Envoy's response code details of a refusal; our own where a strict rule refuses.
 pub(crate) fn detail(decision: &Decision) -> String {
     if let Verdict::Deny(DenyReason::Strict(rule)) = &decision.verdict {

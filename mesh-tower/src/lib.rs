@@ -4,6 +4,8 @@
 //! ([`Mesh::serve`], or the [`MeshLayer`] around a router) and connects clients ([`Connector`]).
 //! Handlers find the verified caller in the request's extensions: [`Permit`].
 
+#[cfg(feature = "admin")]
+mod admin;
 mod body;
 #[cfg(feature = "ca-serve")]
 mod ca_tokens;
@@ -32,6 +34,7 @@ mod observe;
 mod opa;
 mod open_path;
 mod policies;
+mod readiness;
 mod record;
 mod refuse;
 #[cfg(feature = "rego")]
@@ -53,6 +56,8 @@ pub use mesh_authz as authz;
 pub use mesh_ca as ca;
 pub use mesh_identity as identity;
 
+#[cfg(feature = "admin")]
+pub use admin::Admin;
 pub use body::{RequestBody, ResponseBody};
 #[cfg(feature = "ca-serve")]
 pub use ca_tokens::{JwtSvids, ServiceAccounts};
@@ -86,6 +91,7 @@ pub use opa::{
 };
 pub use open_path::{OpenPath, OpenPathError};
 pub use policies::Policies;
+pub use readiness::NotReady;
 #[cfg(feature = "rego")]
 pub use rego::RegoStage;
 pub use resource::{AccessDenied, Resource, ResourceError};

@@ -41,6 +41,8 @@ pub(crate) struct Record {
     is_head: bool,
     received: Reception,
     answer: Answer,
+    /// Why the policies refuse, for a person; nothing where nobody will read it.
+    explanation: Option<String>,
 }
 
 /// What is known of the request's body.
@@ -90,6 +92,7 @@ impl Record {
             is_head: parts.method == Method::HEAD,
             received,
             answer: Answer::default(),
+            explanation: None,
         };
         if mesh.logs().wants_access(mesh.observer()) {
             record.target = Some(parts.uri.clone());
@@ -103,6 +106,12 @@ impl Record {
     /// The wall-clock time that this request is judged by.
     pub(crate) fn now(&self) -> UnixTime {
         self.now
+    }
+
+    /// Keeps why the policies refuse, for the one who looks at refusals.
+    #[cfg(feature = "admin")]
+    pub(crate) fn explained(&mut self, explanation: Option<String>) {
+        self.explanation = explanation;
     }
 
     pub(crate) fn mesh(&self) -> &Mesh {
@@ -151,11 +160,13 @@ impl Record {
         if let Some(entry) = &mut self.entry {
             (*detail).clone_into(&mut entry.response_code_details);
         }
-        self.mesh.report_decision(&DecisionEvent {
+        let path = mask::tokens(parts.uri.path());
+        let explanation = self.explanation.take();
+        let event = DecisionEvent {
             generation: snapshot.generation,
             peer: self.info.as_ref().and_then(ConnectionInfo::peer).map(VerifiedPeer::id),
             method: parts.method.as_str(),
-            path: &mask::tokens(parts.uri.path()),
+            path: &path,
             allowed,
             rule: decision.and_then(Decision::rule_id),
             matched: decision.and_then(Decision::rule),
@@ -164,7 +175,8 @@ impl Record {
             dry_run_allow,
             dry_run_deny,
             audit: decision.is_some_and(|one| matches!(one.audit, Some(Audit::Matched(_)))),
-        });
+        };
+        self.mesh.report_decision(&event, explanation.as_deref());
     }
 
     /// Takes note of the answer's head and follows its body.
@@ -277,11 +289,12 @@ pub(crate) fn resource(
 ) {
     count_rules(mesh.telemetry(), decision);
     let detail = guard::detail(decision);
-    mesh.report_decision(&DecisionEvent {
+    let path = mask::tokens(resource.path);
+    let event = DecisionEvent {
         generation: snapshot.generation,
         peer: info.peer().map(VerifiedPeer::id),
         method: resource.method,
-        path: &mask::tokens(resource.path),
+        path: &path,
         allowed: decision.is_allow(),
         rule: decision.rule_id(),
         matched: decision.rule(),
@@ -290,7 +303,8 @@ pub(crate) fn resource(
         dry_run_allow: None,
         dry_run_deny: None,
         audit: matches!(decision.audit, Some(Audit::Matched(_))),
-    });
+    };
+    mesh.report_decision(&event, None);
 }
 
 /// Whether dry-run policies would have let the request pass.

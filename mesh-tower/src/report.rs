@@ -67,8 +67,15 @@ impl MeshBuilder {
 }
 
 impl Mesh {
-    pub(crate) fn report_decision(&self, event: &DecisionEvent<'_>) {
+    /// `explanation` is for the one who looks at refusals.
+    #[cfg_attr(
+        not(feature = "admin"),
+        expect(unused_variables, reason = "nobody looks at refusals")
+    )]
+    pub(crate) fn report_decision(&self, event: &DecisionEvent<'_>, explanation: Option<&str>) {
         self.observer().decided(event);
+        #[cfg(feature = "admin")]
+        self.recent().refused(event, explanation, || self.clock().precise());
         let snapshot = self.snapshot();
         let time = || self.clock().precise();
         self.count_lost(self.logs().decided(event, snapshot.svid.id(), time));

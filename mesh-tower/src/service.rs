@@ -164,6 +164,12 @@ fn settle(
         Ok(())
     } else {
         let detail = guard::detail(&decision);
+        #[cfg(feature = "admin")]
+        {
+            let explain = || guard::explain(snapshot, parts, &admitted);
+            let explanation = record.mesh().recent().explain(explain);
+            record.explained(explanation);
+        }
         record.decided(snapshot, parts, false, &detail, Some(&decision), user);
         Err(Refusal::denied(detail))
     }

@@ -283,6 +283,8 @@ impl MeshBuilder {
             observer: self.observer,
             telemetry,
             logs: self.reporting.logs,
+            #[cfg(feature = "admin")]
+            recent: crate::admin::Recent::default(),
             http: self.http,
         };
         let mesh = Mesh { shared: Arc::new(shared) };

@@ -58,6 +58,8 @@ struct Shared {
     observer: Arc<dyn Observer>,
     telemetry: Telemetry,
     logs: Logs,
+    #[cfg(feature = "admin")]
+    recent: crate::admin::Recent,
     http: HttpSettings,
 }
 
@@ -216,6 +218,11 @@ impl Mesh {
 
     pub(crate) fn observer(&self) -> &dyn Observer {
         self.shared.observer.as_ref()
+    }
+
+    #[cfg(feature = "admin")]
+    pub(crate) fn recent(&self) -> &crate::admin::Recent {
+        &self.shared.recent
     }
 
     pub(crate) fn logs(&self) -> &Logs {

@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[cfg(feature = "admin")]
+mod admin;
 mod handlers;
 mod headers;
 #[expect(
@@ -14,6 +16,7 @@ mod headers;
 mod logs;
 #[expect(clippy::panic, reason = "a metric that never comes fails the test")]
 mod metrics;
+mod reload;
 #[expect(
     clippy::arithmetic_side_effects,
     clippy::format_collect,
