@@ -444,7 +444,7 @@ impl Walk<'_> {
         }
         let place = place(span);
         Err(if builtins::known_elsewhere(&name) {
-            RegoLoadError::BuiltinNotOffered { place, name }
+            RegoLoadError::BuiltinNotOffered { place, reason: builtins::reason(&name), name }
         } else {
             RegoLoadError::UnknownFunction { place, name }
         })

@@ -32,12 +32,14 @@ impl fmt::Display for RegoPlace {
 #[non_exhaustive]
 pub enum RegoLoadError {
     /// A builtin that exists in OPA or regorus but is not on our list ([SEC-REGO-1]).
-    #[error("{place}: builtin {name} is not offered here")]
+    #[error("{place}: builtin {name} is not offered here: {reason}")]
     BuiltinNotOffered {
         /// Where it is called.
         place: RegoPlace,
         /// Its name.
         name: String,
+        /// Why.
+        reason: &'static str,
     },
 
     /// The rules form a longer chain of references than evaluation has stack for ([SEC-REGO-2]).

@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::world::{World, custom, nobody};
+use crate::world::{self, World, custom, nobody};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CheckRequest {
@@ -254,16 +254,7 @@ impl tonic::server::UnaryService<CheckRequest> for Server {
 }
 
 async fn world(address: SocketAddr, more: Value, semantics: Semantics) -> World {
-    let mut config = json!({
-        "service": format!("ns/{}", address.ip()), "port": address.port(), "timeout": "0.3s",
-    });
-    for (name, value) in more.as_object().unwrap() {
-        config[name] = value.clone();
-    }
-    let config = json!({"extensionProviders": [{"name": "ext", "envoyExtAuthzGrpc": config}]});
-    let providers = ExtensionProviders::from_mesh_config(&config).unwrap();
-    assert!(providers.problems().is_empty(), "{:?}", providers.problems());
-    World::start(providers, &[custom("ext")], semantics).await
+    World::asking(world::entry("ext", "envoyExtAuthzGrpc", address, &more), semantics).await
 }
 
 /// What each answer means ([SEM-EXT-12] and what was measured with Envoy 1.40.0).

@@ -9,24 +9,19 @@ use mesh_tower::authz::Semantics;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::world::{Act, HttpServer, World, custom, nobody, policy};
+use crate::world::{self, Act, HttpServer, World, custom, nobody, policy};
 
 fn entry(name: &str, address: SocketAddr, more: &Value) -> Value {
-    let mut config = json!({
-        "service": address.ip().to_string(), "port": address.port(), "pathPrefix": "/check",
-        "timeout": "0.3s",
-    });
-    for (name, value) in more.as_object().unwrap() {
-        config[name] = value.clone();
+    let mut entry = world::entry(name, "envoyExtAuthzHttp", address, more);
+    let prefix = &mut entry["envoyExtAuthzHttp"]["pathPrefix"];
+    if prefix.is_null() {
+        *prefix = json!("/check");
     }
-    json!({"name": name, "envoyExtAuthzHttp": config})
+    entry
 }
 
 async fn world(address: SocketAddr, more: Value, semantics: Semantics) -> World {
-    let config = json!({"extensionProviders": [entry("ext", address, &more)]});
-    let providers = ExtensionProviders::from_mesh_config(&config).unwrap();
-    assert!(providers.problems().is_empty(), "{:?}", providers.problems());
-    World::start(providers, &[custom("ext")], semantics).await
+    World::asking(entry("ext", address, &more), semantics).await
 }
 
 /// [SEM-EXT-14], line by line.

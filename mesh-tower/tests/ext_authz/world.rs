@@ -18,6 +18,7 @@ use mesh_ca::Authority;
 use mesh_tower::authz::Semantics;
 use mesh_tower::identity::{BundleSet, MeshSettings, Workload};
 use mesh_tower::{Clock, ExtensionProviders, Mesh, Policies, RequestBody, SystemClock};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 /// CUSTOM for `/c*`, by the provider.
@@ -32,6 +33,17 @@ pub(crate) fn policy(name: &str, provider: &str, path: &str) -> String {
          metadata: {{name: {name}, namespace: shop}}\nspec:\n  action: CUSTOM\n  \
          provider: {{name: {provider}}}\n  rules:\n  - to:\n    - operation: {{paths: [\"{path}\"]}}\n"
     )
+}
+
+/// An entry of `extensionProviders` for an authorizer at an address.
+pub(crate) fn entry(name: &str, kind: &str, address: SocketAddr, more: &Value) -> Value {
+    let mut config = json!({
+        "service": format!("ns/{}", address.ip()), "port": address.port(), "timeout": "0.3s",
+    });
+    for (name, value) in more.as_object().unwrap() {
+        config[name] = value.clone();
+    }
+    json!({"name": name, kind: config})
 }
 
 /// What the guarded service was asked.
@@ -73,6 +85,14 @@ impl World {
         semantics: Semantics,
     ) -> Self {
         Self::start_as(Workload::new("shop"), providers, policies, semantics).await
+    }
+
+    /// A mesh whose `/c*` asks the provider `ext` of this entry.
+    pub(crate) async fn asking(entry: Value, semantics: Semantics) -> Self {
+        let config = json!({"extensionProviders": [entry]});
+        let providers = ExtensionProviders::from_mesh_config(&config).unwrap();
+        assert!(providers.problems().is_empty(), "{:?}", providers.problems());
+        Self::start(providers, &[custom("ext")], semantics).await
     }
 
     /// The same for another workload than the shop's.

@@ -9,6 +9,7 @@ mod cost;
 pub(super) mod jwt;
 pub(super) mod meter;
 mod operators;
+mod refused;
 mod supplied;
 mod table;
 mod time;
@@ -18,6 +19,7 @@ use regorus::{LimitError, Value};
 
 use self::cost::{Cost, check_cost};
 use self::meter::{charge, charge_all};
+pub(super) use self::refused::reason;
 use self::table::TABLE;
 use super::policy::BuiltinErrors;
 
@@ -35,7 +37,7 @@ pub(super) fn offered(name: &str) -> Option<&'static str> {
 pub(super) fn known_elsewhere(name: &str) -> bool {
     let namespace = name.split_once('.').map_or("", |(namespace, _)| namespace);
     BUILTINS.contains_key(name)
-        || ["print", "walk"].contains(&name)
+        || ["print", "trace", "walk"].contains(&name)
         || OPA_NAMESPACES.contains(&namespace)
 }
 
