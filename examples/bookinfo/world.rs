@@ -17,7 +17,8 @@ use mesh_tower::identity::{
     BundleSet, MeshSettings, SpiffeId, TrustBundle, TrustDomain, Workload, X509Svid,
 };
 use mesh_tower::{
-    Clock, Connector, HttpKeyFetcher, KeyFetcher, Limits, Mesh, Policies, RegoStage, SystemClock,
+    Clock, Connector, DecisionLog, HttpKeyFetcher, KeyFetcher, Limits, Mesh, Policies, RegoStage,
+    SystemClock,
 };
 use rcgen::{CertificateParams, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls::RootCertStore;
@@ -132,12 +133,29 @@ impl World {
     ///
     /// Why the module is not loaded; the one in force stays.
     pub fn set_rego(&self, services: &[&str], module: &str) -> Result<(), BoxError> {
+        self.set_logged_rego(services, module, None)
+    }
+
+    /// The same with a decision log.
+    ///
+    /// # Errors
+    ///
+    /// Why the module is not loaded; the one in force stays.
+    pub fn set_logged_rego(
+        &self,
+        services: &[&str],
+        module: &str,
+        log: Option<&Arc<DecisionLog>>,
+    ) -> Result<(), BoxError> {
         let modules = [("bookinfo.rego", module)];
         let policy = Arc::new(RegoPolicy::compile(&modules, None, RegoOptions::default())?);
         for service in services {
-            let stage = RegoStage::new(Arc::clone(&policy), Arc::clone(&self.pool))
+            let mut stage = RegoStage::new(Arc::clone(&policy), Arc::clone(&self.pool))
                 // The demo runs beside whatever else the machine does.
                 .with_deadline(Duration::from_secs(2));
+            if let Some(log) = log {
+                stage = stage.with_decision_log(Arc::clone(log));
+            }
             self.mesh(service).set_rego(Some(stage));
         }
         Ok(())
