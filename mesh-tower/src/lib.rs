@@ -103,7 +103,7 @@ pub use snapshot::OwnIdentityError;
 #[cfg(feature = "ca")]
 pub use source::AuthoritySource;
 pub use source::{
-    AddressPolicy, FetchError, FetchFuture, FileError, HttpKeyFetcher, Identity,
+    AddressPolicy, Federated, FetchError, FetchFuture, FileError, HttpKeyFetcher, Identity,
     IdentityFileSource, IdentityFiles, IdentityFuture, IdentitySource, IdentityUpdate, KeyFetcher,
     KeyFiles,
 };

@@ -209,3 +209,31 @@ impl ClientTlsBuilder<Ready> {
         Ok(ClientTls { config: Arc::new(config), verifier })
     }
 }
+
+/// Settings for a server that must prove an SVID to a client that shows none, as a bundle endpoint of
+/// the profile `https_spiffe` does (SPIFFE Federation section 5.2.2).
+///
+/// TLS 1.3 and 1.2; nothing is resumed.
+///
+/// # Errors
+///
+/// A provider that can speak neither.
+pub fn endpoint_client_config(
+    provider: Arc<CryptoProvider>,
+    time: Arc<dyn TimeProvider>,
+    bundles: Arc<BundleSet>,
+    expected: ExpectedServer,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let algorithms = provider.signature_verification_algorithms;
+    let sessions = Arc::new(ClientSessions::new(Arc::clone(&time)));
+    let verifier = PeerVerifier::new(bundles, algorithms, Peer::Server { expected, sessions });
+    let mut config = ClientConfig::builder_with_details(provider, time)
+        .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.require_ems = true;
+    Ok(Arc::new(config))
+}

@@ -16,7 +16,7 @@ mod server_tls;
 mod sessions;
 mod verifier;
 
-pub use client_tls::{ClientProtocol, ClientTls, ClientTlsBuilder};
+pub use client_tls::{ClientProtocol, ClientTls, ClientTlsBuilder, endpoint_client_config};
 pub use error::{PeerError, TlsError};
 pub use expected::ExpectedServer;
 pub use mode::{MtlsMode, PeerModes};

@@ -39,7 +39,12 @@ impl Exchange {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { tls: Arc::new(tls), plain: false, addresses: AddressPolicy::default() })
+        Ok(Self::with_tls(Arc::new(tls)))
+    }
+
+    /// Believes whom these settings believe.
+    pub(crate) fn with_tls(tls: Arc<ClientConfig>) -> Self {
+        Self { tls, plain: false, addresses: AddressPolicy::default() }
     }
 
     /// Sends a request to the absolute URL that it names; the answer's body may have `max` bytes.

@@ -258,7 +258,7 @@ fn jwks_uri(document: &[u8], issuer: &str) -> Option<String> {
 }
 
 /// Spreads refreshes; nobody must not be able to guess it.
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 

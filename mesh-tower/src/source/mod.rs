@@ -6,6 +6,7 @@ mod authority;
 #[cfg(any(feature = "istio-ca", feature = "workload-api"))]
 mod channel;
 mod exchange;
+mod federation;
 mod files;
 mod http;
 mod identity;
@@ -21,6 +22,7 @@ pub use address::AddressPolicy;
 pub use authority::AuthoritySource;
 #[cfg(feature = "opa")]
 pub(crate) use exchange::Exchange;
+pub use federation::Federated;
 pub(crate) use files::keep_policies;
 pub use files::{FileError, IdentityFileSource, IdentityFiles};
 pub use http::HttpKeyFetcher;

@@ -13,6 +13,7 @@
 )]
 
 mod bundle;
+mod federation;
 mod istio;
 mod sds;
 mod support;
