@@ -47,8 +47,8 @@ pub enum CaError {
 
     /// An intermediate's life that would shorten leaves, or that its root does not have.
     #[error(
-        "the life of an intermediate must be at least twice the longest life of a certificate, at \
-         least an hour, and no longer than that of a root"
+        "half the life of an intermediate must be a minute more than the longest life of a \
+         certificate, 31 minutes at least, and the whole no longer than that of a root"
     )]
     IntermediateLife,
 

@@ -247,7 +247,6 @@ fn string(block: &[u8], at: usize) -> Option<(Range<usize>, bool)> {
 }
 
 #[cfg(test)]
-#[expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
 mod tests {
     use proptest::prelude::*;
 

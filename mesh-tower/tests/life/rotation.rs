@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use http::Request;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
-use mesh_ca::Authority;
-use mesh_tower::{Connector, Mesh, MeshClient};
+use mesh_ca::{Authority, Ca, CaSettings, NoLog, Overlap, Rate, RotatedKey, RotationStep};
+use mesh_tower::identity::{BundleSet, TrustBundle};
+use mesh_tower::{Clock as _, Connector, Mesh, MeshClient, SystemClock};
+use rustls::pki_types::UnixTime;
 use tower::ServiceExt as _;
 
 use crate::support::{
-    Held, STRICT, Server, SetClock, authority, client_mesh, connect, connector, hold, policies,
+    Held, STRICT, Server, SetClock, authority, client_mesh, connect, connector, hold, id, policies,
     serve, svid, trust,
 };
 
@@ -153,4 +155,100 @@ async fn sec_tls_11_rotation_under_load_loses_nothing_and_lets_nobody_in() {
         assert_eq!((failures, successes), (0, 0), "{name}");
     }
     assert!(counts[0].stale_attempts.load(Ordering::Relaxed) > 10);
+}
+
+/// What one mesh of the authority's holds, and whether another is due.
+struct Member {
+    mesh: Mesh,
+    account: &'static str,
+    renew_at: u64,
+    sequence: Option<u64>,
+}
+
+impl Member {
+    fn follow(&mut self, ca: &Ca, bundle: &TrustBundle, now: u64) {
+        if now < self.renew_at && bundle.sequence() == self.sequence {
+            return;
+        }
+        let at = UnixTime::since_unix_epoch(Duration::from_secs(now));
+        let svid = ca.issue_svid("test", &id(self.account), Duration::ZERO, at).unwrap();
+        self.renew_at = now + (svid.not_after().as_secs() - now) / 2;
+        self.sequence = bundle.sequence();
+        let bundles = BundleSet::from_bundles([bundle.clone()]).unwrap();
+        self.mesh.set_identity(Arc::new(svid), Arc::new(bundles)).unwrap();
+    }
+}
+
+/// [SEC-CA-6], [SEC-TLS-11] The authority rotates root and intermediate by its schedule while clients
+/// reconnect and others keep their connections; one side learns of each bundle a refresh hint later than
+/// the other. A minute, which is the hint, passes every 40 ms: a handshake takes some.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_ca_6_a_root_rotates_under_load_and_nobody_fails() {
+    let seconds = std::env::var("MESH_ROTATION_SECONDS").ok().and_then(|text| text.parse().ok());
+    let seconds: u64 = seconds.unwrap_or(9);
+    let (spread, longest) = (Duration::from_secs(5 * 60), Duration::from_secs(30 * 60));
+    let mut settings = CaSettings::new().unwrap();
+    settings.roots = Overlap::new(2 * HOUR, spread, longest).unwrap();
+    settings.intermediate_life = Duration::from_secs(62 * 60);
+    settings.limits.per_identity = Rate { burst: 1000, per_second: 1000 };
+    let begin = SystemClock.now();
+    let home = "cluster.local".parse().unwrap();
+    let ca = Ca::new(&home, settings, NoLog, begin).unwrap();
+    let clock = SetClock::default();
+    let first = |account| Arc::new(ca.issue_svid("test", &id(account), longest, begin).unwrap());
+    let trust = Arc::new(BundleSet::from_bundles([ca.bundle()]).unwrap());
+    let server = serve(&authority(), &clock, policies(&[STRICT]), |_| {}).await;
+    server.mesh.set_identity(first("server"), Arc::clone(&trust)).unwrap();
+    let client = client_mesh(first("client"), trust, &clock);
+    let counts = [0, 1].map(|_| Arc::new(Counts::default()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut tasks = Vec::new();
+    for at in 0..16 {
+        let keeps = at % 2 == 1;
+        let (counts, stop) = (Arc::clone(&counts[usize::from(keeps)]), Arc::clone(&stop));
+        let connector = connector(&client, &server);
+        tasks.push(tokio::spawn(async move {
+            let pool = connector.client();
+            while !stop.load(Ordering::Relaxed) {
+                let result = if keeps { pooled(&pool).await } else { once(&connector).await };
+                counts.answered(result);
+                tokio::time::sleep(Duration::from_millis(if keeps { 5 } else { 30 })).await;
+            }
+        }));
+    }
+    let member =
+        |mesh: &Mesh, account| Member { mesh: mesh.clone(), account, renew_at: 0, sequence: None };
+    let (mut prompt, mut late) = (member(&server.mesh, "server"), member(&client, "client"));
+    let mut timeline = Vec::new();
+    let mut before = ca.bundle();
+    for minute in 0..seconds * 25 {
+        clock.set(i64::try_from(minute * 60).unwrap());
+        // The steps' own second, whatever the machine's clock says by now.
+        let now = clock.now();
+        late.follow(&ca, &before, now.as_secs());
+        let (events, _) = ca.rotate(now).unwrap();
+        timeline.extend(events.into_iter().map(|event| (minute, event)));
+        prompt.follow(&ca, &ca.bundle(), now.as_secs());
+        before = ca.bundle();
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    for (minute, event) in timeline.iter().filter(|(_, event)| event.key == RotatedKey::Root) {
+        println!("minute {minute:>4}: root {:?}", event.step);
+    }
+    for (name, counts) in ["8 reconnect", "8 keep"].iter().zip(&counts) {
+        let requests = counts.requests.load(Ordering::Relaxed);
+        let failures = counts.wrong_failures.load(Ordering::Relaxed);
+        println!("{name:<12} {requests:>9} requests {failures:>5} failures");
+        assert!(requests > 50, "{name}: too few requests to tell");
+        assert_eq!(failures, 0, "{name}");
+    }
+    let steps = |want| {
+        let root = timeline.iter().filter(|(_, event)| event.key == RotatedKey::Root);
+        root.filter(|(_, event)| event.step == want).count()
+    };
+    assert!(steps(RotationStep::Signs) >= 2 && steps(RotationStep::Removed) >= 2);
 }
