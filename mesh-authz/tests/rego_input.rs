@@ -152,6 +152,20 @@ fn paths_are_decoded_before_they_are_split() {
     }
 }
 
+/// CVE-2026-26205: the first segment was read as a host, and `/admin/x` was judged as `/x`.
+#[test]
+fn sem_adv_14_two_slashes_hide_no_segment() {
+    for path in ["//admin/x", "///admin/x", "//admin:80/x", "//user@admin/x"] {
+        let parsed = &get(path).to_json()["parsed_path"];
+        let segments: Vec<&str> =
+            parsed.as_array().unwrap().iter().map(|segment| segment.as_str().unwrap()).collect();
+        let named = segments.iter().find(|segment| !segment.is_empty()).unwrap();
+        assert!(named.contains("admin"), "{path}: {segments:?}");
+        assert_eq!(segments.last(), Some(&"x"), "{path}");
+    }
+    assert_eq!(get("//admin/x").to_json()["parsed_path"], json!(["admin", "x"]));
+}
+
 #[test]
 fn queries_keep_every_value() {
     for (query, want) in [

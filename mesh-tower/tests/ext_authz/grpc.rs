@@ -345,6 +345,35 @@ async fn sem_ext_13_failures_refuse_unless_told_otherwise() {
     assert_eq!(open.get("/c").await.status, 200);
 }
 
+/// Every line of a repeated header is shown, not the last alone (CVE-2021-32777).
+#[tokio::test]
+async fn sem_adv_26_every_line_is_in_the_check() {
+    let server = Server::start().await;
+    let shop = world(server.address, json!({}), Semantics::istio()).await;
+    let request = Request::get("/c").header("x-role", "admin").header("x-role", "user");
+    assert_eq!(shop.send(request).await.status, 200);
+    assert_eq!(server.checked().headers.get("x-role").map(String::as_str), Some("admin,user"));
+}
+
+/// A value that is no UTF-8 is shown in another form: it is no failure of the authorizer, which
+/// `failOpen` would forgive (CVE-2023-27488).
+#[tokio::test]
+async fn sem_adv_27_a_value_that_is_no_text_is_asked_about_too() {
+    let server = Server::start().await;
+    for semantics in [Semantics::istio(), Semantics::strict()] {
+        let shop = world(server.address, json!({"failOpen": true}), semantics).await;
+        for value in [&b"\xff\xfeadmin"[..], b"adm\xc3", b"\x80"] {
+            // The authorizer says no.
+            server.answer(code(7));
+            let value = http::HeaderValue::from_bytes(value).unwrap();
+            let reply = shop.send(Request::get("/c").header("x-role", value.clone())).await;
+            assert_eq!(reply.status, 403, "{value:?}");
+            assert!(shop.served().is_none(), "{value:?}");
+            assert!(server.checked().headers.contains_key("x-role"), "{value:?}");
+        }
+    }
+}
+
 /// What Envoy sends.
 #[tokio::test]
 async fn sem_ext_12_the_check_is_envoys() {

@@ -141,6 +141,41 @@ async fn sem_ext_10_the_check_has_what_is_listed_and_no_more() {
     assert_eq!(shop.served().unwrap().body, "body", "the service still gets the whole body");
 }
 
+/// What an authorizer judges is what the service gets, byte for byte (heimdall GHSA-r9fw-vxmp-hwf2).
+#[tokio::test]
+async fn sem_adv_15_the_authorizer_and_the_service_see_one_path() {
+    let server = HttpServer::start().await;
+    let shop = world(server.address, json!({}), Semantics::istio()).await;
+    for (sent, received) in [
+        ("/c%2fb", "/c%2fb"),
+        ("/c%2Fb%5c?x=%2F..%2f", "/c%2Fb%5c?x=%2F..%2f"),
+        ("/c%20d/%c3%a9", "/c%20d/%c3%a9"),
+        ("/c//d;x=1", "/c//d;x=1"),
+        ("/c/x/../%61?a=b%26", "/c/a?a=b%26"),
+        ("/x/..;/c/%zz", "/c/%zz"),
+    ] {
+        assert_eq!(shop.get(sent).await.status, 200, "{sent}");
+        assert_eq!(server.checks()[0].target, format!("/check{received}"), "{sent}");
+        assert_eq!(shop.served().unwrap().target, received, "{sent}");
+    }
+}
+
+/// Every line of a repeated header is shown, not the last alone (CVE-2021-32777).
+#[tokio::test]
+async fn sem_adv_26_every_line_reaches_the_authorizer() {
+    let server = HttpServer::start().await;
+    let more = json!({"includeRequestHeadersInCheck": ["x-role"]});
+    let shop = world(server.address, more, Semantics::istio()).await;
+    let roles = ["admin", "user", "", "admin, user"];
+    let request = roles.iter().fold(Request::get("/c"), |sent, role| sent.header("x-role", *role));
+    assert_eq!(shop.send(request).await.status, 200);
+    let check = &server.checks()[0];
+    let shown: Vec<_> = check.headers.get_all("x-role").iter().collect();
+    assert_eq!(shown, roles);
+    let served = shop.served().unwrap();
+    assert_eq!(served.headers.get_all("x-role").iter().collect::<Vec<_>>(), roles);
+}
+
 /// [SEM-EXT-11] Which headers of the answer go where.
 #[tokio::test]
 async fn sem_ext_11_headers_go_where_they_are_listed() {

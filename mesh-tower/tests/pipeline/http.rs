@@ -252,3 +252,38 @@ async fn sec_http_16_refusals_are_alike() {
         assert_eq!(refusal, (403, headers.clone(), "RBAC: access denied".to_owned()));
     }
 }
+
+/// Cookies in thousands of crumbs are bounded by size and number (CVE-2026-47774), and a few of them
+/// are the one value that policies ask about ([SEM-AUTHZ-57]).
+#[tokio::test]
+async fn sem_adv_35_cookie_crumbs_are_bounded() {
+    let cookie = json!({"when": [{"key": "request.headers[cookie]", "values": ["a=1; b=2"]}]});
+    let address = serve(&[policy("d", "DENY", &cookie)]).await;
+    let with = |crumbs: &[&'static [u8]]| {
+        let head: [(&[u8], &[u8]); 4] = [
+            (b":method", b"GET"),
+            (b":scheme", b"http"),
+            (b":authority", b"shop"),
+            (b":path", b"/"),
+        ];
+        let crumbs = crumbs.iter().map(|crumb| (&b"cookie"[..], *crumb));
+        head.into_iter().chain(crumbs).collect::<Vec<(&[u8], &[u8])>>()
+    };
+    for (crumbs, passes) in [
+        (vec![&b"a=1"[..]], true),
+        (vec![b"a=1", b"b=2"], false),
+        (vec![b"a"; 90], true),
+        (vec![b"a"; 150], false),
+        (vec![b"a"; 1_600], false),
+    ] {
+        let mut stream = Dial::default().connect(address).await.unwrap();
+        let reply = ask_http2(&mut *stream, &with(&crumbs)).await;
+        let status = reply.map_or(431, |reply| reply.status);
+        let want = match (passes, crumbs.len()) {
+            (true, _) => 200,
+            (false, 2) => 403,
+            (false, _) => 431,
+        };
+        assert_eq!(status, want, "{} crumbs", crumbs.len());
+    }
+}
