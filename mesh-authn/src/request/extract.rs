@@ -116,10 +116,11 @@ pub(super) fn values_of<'a>(
     path_and_query: &'a str,
     name: &str,
 ) -> impl Iterator<Item = Cow<'a, [u8]>> {
-    // Most queries hold no token: a look at the bytes tells.
+    // Most queries hold no token: a look at the bytes tells. An escaped name is even longer.
     let query = query_of(path_and_query).filter(|query| {
-        memchr::memchr(b'%', query.as_bytes()).is_some()
-            || memchr::memmem::find(query.as_bytes(), name.as_bytes()).is_some()
+        query.len() >= name.len()
+            && (memchr::memchr(b'%', query.as_bytes()).is_some()
+                || memchr::memmem::find(query.as_bytes(), name.as_bytes()).is_some())
     });
     query.into_iter().flat_map(|query| query.split('&')).filter_map(move |piece| {
         let (key, value) = piece.split_once('=').unwrap_or((piece, ""));
