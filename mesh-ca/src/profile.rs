@@ -114,6 +114,19 @@ mod tests {
 
     use super::*;
 
+    /// The long form: `cargo test -p mesh-ca --release --lib sec_ca_3 -- --ignored`.
+    #[test]
+    #[ignore = "ten million serial numbers take some seconds and 160 MB"]
+    fn sec_ca_3_ten_million_serials_and_no_repeat() {
+        let count = 10_000_000;
+        let number = |bytes: Vec<u8>| u128::from_be_bytes(bytes.try_into().unwrap());
+        let mut serials: Vec<u128> =
+            (0..count).map(|_| number(serial().unwrap().to_bytes())).collect();
+        serials.sort_unstable();
+        serials.dedup();
+        assert_eq!(serials.len(), count);
+    }
+
     #[test]
     fn sec_ca_3_serials_are_positive_long_and_never_repeat() {
         let count = 100_000;
