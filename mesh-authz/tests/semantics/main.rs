@@ -10,6 +10,7 @@
 mod advisories;
 mod check;
 mod evaluation;
+mod limits;
 mod matching;
 mod paths;
 mod security;
