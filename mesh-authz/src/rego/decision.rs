@@ -211,7 +211,9 @@ impl<'a> Members<'a> {
 
     fn allow(&self) -> Option<RegoDecision> {
         let to_remove = texts(self.request_headers_to_remove)?;
-        let removable = to_remove.iter().filter(|name| !name.starts_with(':') && *name != "host");
+        let removable = to_remove
+            .iter()
+            .filter(|name| !name.starts_with(':') && !name.eq_ignore_ascii_case("host"));
         Some(RegoDecision::Allow {
             headers_to_set: headers(self.headers)?,
             headers_to_remove: removable.map(|name| name.parse().ok()).collect::<Option<_>>()?,
