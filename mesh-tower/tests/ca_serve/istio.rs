@@ -389,7 +389,7 @@ async fn sec_ca_1_hostile_requests_over_the_wire() {
         let got = istiod.create_for(csr).await.map_err(|(code, _)| code);
         assert_eq!(got, Err(INVALID), "{name}");
     }
-    // One megabyte is not even read.
+    // What is beyond the limit is not even read.
     let huge = istiod.create_for(&good.repeat(3000)).await.unwrap_err();
     assert!(matches!(huge.0, 8 | 11), "{huge:?}");
     assert!(istiod.create_for(&good).await.is_ok());
