@@ -6,6 +6,7 @@
     clippy::arithmetic_side_effects,
     clippy::as_conversions,
     clippy::cast_precision_loss,
+    clippy::expect_used,
     clippy::indexing_slicing,
     reason = "a measurement that goes wrong must stop"
 )]
