@@ -6,6 +6,7 @@
 
 #[cfg(feature = "admin")]
 mod admin;
+mod backoff;
 mod body;
 #[cfg(feature = "ca-serve")]
 mod ca_tokens;

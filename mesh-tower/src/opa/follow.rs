@@ -1,7 +1,6 @@
 //! Keeps the bundles of a policy in force: looked for, put together, compiled, activated as one.
 
 use std::fmt;
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::source::{BundleSource, BundleSourceError, Found, Look, Version};
+use crate::backoff::{doubled, spread};
 use crate::clock::{Clock, SystemClock, monotonic};
 use crate::rego::RegoStage;
 
@@ -310,20 +310,12 @@ async fn compile(
 /// Doubles from [`FIRST_RETRY`] up to a limit, spread by a quarter.
 fn backoff(failures: u32, most: Duration) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
-    let rest = FIRST_RETRY.saturating_mul(1 << doublings).min(most.max(FIRST_RETRY));
-    spread_down(rest)
+    spread_down(doubled(FIRST_RETRY, doublings, most.max(FIRST_RETRY)))
 }
 
 /// Up to a quarter less.
 pub(super) fn spread_down(rest: Duration) -> Duration {
     rest.saturating_sub(spread(rest.checked_div(4).unwrap_or_default()))
-}
-
-/// Up to so long, at random; nobody must not be able to guess it.
-pub(super) fn spread(most: Duration) -> Duration {
-    let random = RandomState::new().build_hasher().finish();
-    let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
-    Duration::from_nanos(random.checked_rem(nanos.saturating_add(1)).unwrap_or_default())
 }
 
 #[cfg(test)]

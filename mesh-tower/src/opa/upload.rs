@@ -14,8 +14,9 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::follow::{spread, spread_down};
+use super::follow::spread_down;
 use super::service::OpaService;
+use crate::backoff::{doubled, spread};
 use crate::clock::monotonic;
 use crate::decision_log::LogSink;
 use crate::source::FetchError;
@@ -225,8 +226,7 @@ impl LogUploader {
                 // Its events go back to where they may be dropped; newer ones make room for none.
                 shared.put_back(std::mem::take(&mut unsent));
                 failures = failures.saturating_add(1);
-                let rest = FIRST_RETRY.saturating_mul(1 << failures.min(16)).min(MAX_RETRY);
-                let rest = spread_down(rest);
+                let rest = spread_down(doubled(FIRST_RETRY, failures, MAX_RETRY));
                 due = monotonic().checked_add(rest).unwrap_or(due);
                 tokio::select! {
                     () = tokio::time::sleep(rest) => {}

@@ -1,8 +1,6 @@
 //! An authority in the same process as a source of identity.
 
-use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +8,7 @@ use mesh_ca::{Authority, CaError, Next, RotationSchedule};
 use mesh_identity::{BundleError, BundleSet, SpiffeId, TrustBundle};
 
 use super::identity::{Identity, IdentityFuture, IdentitySource, IdentityUpdate};
+use crate::backoff::random;
 use crate::clock::{Clock, SystemClock};
 
 /// After a failure it is tried again this much later.
@@ -59,9 +58,8 @@ impl AuthoritySource {
     fn issue(&mut self) -> Result<Identity, CaError> {
         let now = self.clock.now();
         let svid = self.authority.issue_svid(&self.id, self.ttl, now)?;
-        let random = RandomState::new().build_hasher().finish();
         // From now, not from `notBefore`, which lies back for peers whose clock is behind.
-        self.schedule = Some(RotationSchedule::new(now, svid.not_after(), random));
+        self.schedule = Some(RotationSchedule::new(now, svid.not_after(), random()));
         Ok(Identity::new(Arc::new(svid), Arc::clone(&self.bundles)))
     }
 }

@@ -24,7 +24,8 @@ use tokio::time::timeout;
 use super::address::AddressPolicy;
 use super::exchange::Exchange;
 use super::identity::{Identity, IdentityFuture, IdentitySource, IdentityUpdate};
-use super::keys::{FetchError, random};
+use super::keys::FetchError;
+use crate::backoff::random;
 use crate::clock::{Clock, RustlsClock, SystemClock};
 
 /// Longest rest between two looks at what is due: a clock that is set is noticed then.

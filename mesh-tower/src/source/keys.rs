@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +17,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinSet};
 
+use crate::backoff::random;
 use crate::mesh::Mesh;
 
 /// Longest rest between two looks at what is due.
@@ -255,11 +255,6 @@ fn jwks_uri(document: &[u8], issuer: &str) -> Option<String> {
     let own = document.get("issuer")?.as_str()? == issuer;
     let url = document.get("jwks_uri")?.as_str()?;
     own.then(|| url.to_owned())
-}
-
-/// Spreads refreshes; nobody must not be able to guess it.
-pub(super) fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

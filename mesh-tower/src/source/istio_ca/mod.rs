@@ -1,7 +1,6 @@
 //! The client of Istio's certificate service: identity from istiod, or from whoever else serves
 //! `CreateCertificate`.
 
-mod backoff;
 mod call;
 mod state;
 
@@ -19,13 +18,16 @@ use rustls::pki_types::ServerName;
 use tokio::time::{Sleep, sleep, timeout};
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 
-use self::backoff::Backoff;
 pub use self::state::IstioCaState;
 use super::identity::{Identity, IdentityFuture, IdentitySource, IdentityUpdate};
+use crate::backoff::{Backoff, random, spread};
 use crate::clock::{Clock, SystemClock};
 
 /// From name resolution to the answer's end.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The first and the longest wait after a failure, as ztunnel has them (src/identity/manager.rs).
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(150));
 
 /// The longest sleep, so that a clock that was set is noticed ([SEC-OPS-5]).
 const NAP: Duration = Duration::from_secs(5);
@@ -183,7 +185,7 @@ impl IstioCa {
             headers: Vec::new(),
             ttl: DEFAULT_TTL,
             foreign: Vec::new(),
-            backoff: Backoff::default(),
+            backoff: Backoff::new(RETRY, near),
             provider: Arc::new(rustls::crypto::ring::default_provider()),
             clock: Arc::new(SystemClock),
         }
@@ -281,7 +283,7 @@ impl IstioCa {
     /// and 150 by default, as ztunnel does; for ever.
     #[must_use]
     pub fn retry(mut self, first: Duration, most: Duration) -> Self {
-        self.backoff = Backoff::new(first, most);
+        self.backoff = Backoff::new((first, most), near);
         self
     }
 
@@ -361,7 +363,7 @@ impl IstioCaSource {
         let bundles = self.ca.bundles(roots)?;
         let (now, end) = (self.ca.clock.now(), svid.not_after());
         // From now, not from `notBefore`, which lies back for peers whose clock is behind.
-        self.schedule = Some(RotationSchedule::new(now, end, backoff::random()));
+        self.schedule = Some(RotationSchedule::new(now, end, random()));
         Ok(Identity::new(Arc::new(svid), Arc::new(bundles)))
     }
 }
@@ -394,5 +396,31 @@ impl IdentitySource for IstioCaSource {
 impl fmt::Debug for IstioCaSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IstioCaSource").field("ca", &self.ca).finish_non_exhaustive()
+    }
+}
+
+/// A fifth more or less.
+fn near(wait: Duration) -> Duration {
+    let fifth = wait.checked_div(5).unwrap_or_default();
+    wait.saturating_sub(fifth).saturating_add(spread(fifth.saturating_mul(2)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_second_doubled_to_150_with_a_fifth_more_or_less_for_ever() {
+        for _ in 0..50 {
+            let mut backoff = Backoff::new(RETRY, near);
+            for want in [1, 2, 4, 8, 16, 32, 64, 128, 150, 150, 150] {
+                let (got, want) = (backoff.fail(), Duration::from_secs(want));
+                assert!(got >= want * 4 / 5 && got <= want * 6 / 5, "{got:?} for {want:?}");
+            }
+            backoff.failures = u32::MAX;
+            assert!(backoff.fail() <= Duration::from_secs(180));
+            backoff.reset();
+            assert!(backoff.fail() < Duration::from_secs(2));
+        }
     }
 }

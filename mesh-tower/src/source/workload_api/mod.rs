@@ -1,6 +1,5 @@
 //! The client of the SPIFFE Workload API: identity from SPIRE, or from whoever else serves it.
 
-mod backoff;
 mod connection;
 mod endpoint;
 mod stream;
@@ -19,14 +18,17 @@ use tokio::time::timeout;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
 
-use self::backoff::Backoff;
 use self::stream::Watch;
 use super::identity::{Identity, IdentityFuture, IdentitySource, IdentityUpdate};
+use crate::backoff::{Backoff, spread};
 pub use endpoint::{EndpointError, WorkloadEndpoint};
 pub use stream::{WorkloadApiStream, WorkloadApiUpdate};
 
 /// From the first packet to the answer's head, or to a unary call's end.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The first and the longest wait after a failure.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// A Workload API that can be asked; cloning it shares nothing but the address.
 ///
@@ -141,7 +143,7 @@ impl WorkloadApi {
     /// The API at an address.
     #[must_use]
     pub fn new(endpoint: WorkloadEndpoint) -> Self {
-        Self { endpoint, backoff: Backoff::default() }
+        Self { endpoint, backoff: Backoff::new(RETRY, spread) }
     }
 
     /// The API at the address in `SPIFFE_ENDPOINT_SOCKET`.
@@ -157,7 +159,7 @@ impl WorkloadApi {
     /// `most`; a message begins anew. One second and thirty by default.
     #[must_use]
     pub fn retry(mut self, first: Duration, most: Duration) -> Self {
-        self.backoff = Backoff::new(first, most);
+        self.backoff = Backoff::new((first, most), spread);
         self
     }
 
@@ -289,5 +291,31 @@ fn default_identity(context: X509Context) -> Result<Identity, WorkloadApiError> 
 impl fmt::Debug for WorkloadApiSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkloadApiSource").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 1 s to 30 s, full jitter, reset after a message, for ever.
+    #[test]
+    fn the_wait_doubles_to_its_limit_is_spread_and_begins_anew() {
+        let mut backoff = WorkloadApi::new("unix:///agent.sock".parse().unwrap()).backoff;
+        for want in [1, 2, 4, 8, 16, 30, 30] {
+            assert_eq!(backoff.next(), Duration::from_secs(want));
+            assert!(backoff.fail() <= Duration::from_secs(want));
+        }
+        let waits: Vec<_> = (0..1000).map(|_| backoff.fail()).collect();
+        assert!(waits.iter().all(|wait| *wait <= Duration::from_secs(30)));
+        for (from, to) in [(0, 10), (10, 20), (20, 30)] {
+            let within = Duration::from_secs(from)..Duration::from_secs(to);
+            let share = waits.iter().filter(|wait| within.contains(*wait)).count();
+            assert!((200..470).contains(&share), "{share} of 1000 within {within:?}");
+        }
+        backoff.reset();
+        assert_eq!(backoff.next(), Duration::from_secs(1));
+        backoff.failures = u32::MAX;
+        assert!(backoff.fail() <= Duration::from_secs(30));
     }
 }
