@@ -176,7 +176,7 @@ impl Record {
             dry_run_deny,
             audit: decision.is_some_and(|one| matches!(one.audit, Some(Audit::Matched(_)))),
         };
-        self.mesh.report_decision(&event, explanation.as_deref());
+        self.mesh.report_decision(snapshot.svid.id(), &event, explanation.as_deref());
     }
 
     /// Takes note of the answer's head and follows its body.
@@ -304,7 +304,7 @@ pub(crate) fn resource(
         dry_run_deny: None,
         audit: matches!(decision.audit, Some(Audit::Matched(_))),
     };
-    mesh.report_decision(&event, None);
+    mesh.report_decision(snapshot.svid.id(), &event, None);
 }
 
 /// Whether dry-run policies would have let the request pass.

@@ -67,18 +67,23 @@ impl MeshBuilder {
 }
 
 impl Mesh {
-    /// `explanation` is for the one who looks at refusals.
+    /// `own` is who we were in the configuration that decided; `explanation` is for the one who looks
+    /// at refusals.
     #[cfg_attr(
         not(feature = "admin"),
         expect(unused_variables, reason = "nobody looks at refusals")
     )]
-    pub(crate) fn report_decision(&self, event: &DecisionEvent<'_>, explanation: Option<&str>) {
+    pub(crate) fn report_decision(
+        &self,
+        own: &SpiffeId,
+        event: &DecisionEvent<'_>,
+        explanation: Option<&str>,
+    ) {
         self.observer().decided(event);
         #[cfg(feature = "admin")]
         self.recent().refused(event, explanation, || self.clock().precise());
-        let snapshot = self.snapshot();
         let time = || self.clock().precise();
-        self.count_lost(self.logs().decided(event, snapshot.svid.id(), time));
+        self.count_lost(self.logs().decided(event, own, time));
     }
 
     pub(crate) fn report_access(&self, entry: &AccessEntry) {
