@@ -1,9 +1,12 @@
 //! The authority: a certificate and key that sign for one trust domain.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use mesh_identity::x509::{CertificateProfile, Role, SvidError, verify_svid};
+use mesh_identity::x509::{
+    CertificateProfile, MAX_CHAIN_BYTES, Role, SvidError, Validity, verify_svid,
+};
 use mesh_identity::{BundleSet, SpiffeId, TrustBundle, TrustDomain, X509Authority, X509Svid};
 use rcgen::{Issuer, PublicKeyData};
 use rustls_pki_types::pem::PemObject;
@@ -61,6 +64,11 @@ pub struct Authority {
     /// What leaves are sent with: the way up to the root, which is not part of it.
     intermediates: Vec<CertificateDer<'static>>,
     roots: BundleSet,
+    /// Its own certificate as the only authority: what a leaf is checked against once the way above
+    /// has been verified.
+    own: BundleSet,
+    /// While the way above, once verified, stays valid: all of it, the root included.
+    above: OnceLock<Validity>,
     anchor: X509Authority,
     /// Whether its certificate may sign that of another authority.
     allows_authorities: bool,
@@ -240,12 +248,16 @@ impl Authority {
         if profile.public_key() != key.subject_public_key_info() {
             return Err(CaError::KeyMismatch);
         }
+        let anchor = X509Authority::from_der(certificate.clone()).map_err(CaError::Authority)?;
+        let own = TrustBundle::new(trust_domain.clone()).with_authority(anchor.clone());
         Ok(Self {
             trust_domain: trust_domain.clone(),
             not_after: profile.validity().not_after(),
             allows_authorities: profile.path_length() != Some(0),
             issuer: Issuer::from_ca_cert_der(&certificate, key)?,
-            anchor: X509Authority::from_der(certificate.clone()).map_err(CaError::Authority)?,
+            own: BundleSet::from_bundles([own])?,
+            above: OnceLock::new(),
+            anchor,
             certificate,
             intermediates,
             roots: BundleSet::from_bundles([roots])?,
@@ -342,10 +354,42 @@ impl Authority {
         let leaf = params.signed_by(key, &self.issuer)?.der().clone();
         let mut chain = vec![leaf];
         chain.extend(self.intermediates.iter().cloned());
-        // [SEC-CA-4] What is handed out passes the verifier that will judge it.
-        let verified = verify_svid(&chain, &self.roots, now, Role::Server, ALGORITHMS);
-        verified.map_err(CaError::Issued)?;
+        self.check(&chain, dns_names.is_empty(), now).map_err(CaError::Issued)?;
         Ok(Issued { chain, serial, not_before, not_after })
+    }
+
+    /// [SEC-CA-4] What is handed out passes the verifier that will judge it: the leaf each time, its
+    /// signature included, whoever made it; the way above, which no leaf changes, once for as long
+    /// as all of it is valid.
+    ///
+    /// `identity_only`: the leaf has no DNS names. For such names a constraint above may admit one
+    /// leaf and not the next; where one applies to URIs, the verifier refuses all leaves alike
+    /// ([SEC-ID-13]).
+    fn check(
+        &self,
+        chain: &[CertificateDer<'_>],
+        identity_only: bool,
+        now: UnixTime,
+    ) -> Result<(), SvidError> {
+        let stands = self.above.get().is_some_and(|above| above.contains(now));
+        if let ([leaf, ..], true, true) = (chain, identity_only, stands) {
+            let leaf = std::slice::from_ref(leaf);
+            verify_svid(leaf, &self.own, now, Role::Server, ALGORITHMS)?;
+            return Ok(());
+        }
+        let verified = verify_svid(chain, &self.roots, now, Role::Server, ALGORITHMS)?;
+        // [SEC-ID-7] Beside a chain of half the limit there is room for any leaf.
+        let length =
+            self.intermediates.iter().fold(0_usize, |sum, one| sum.saturating_add(one.len()));
+        if length <= MAX_CHAIN_BYTES / 2 {
+            let mut above = verified.authority().validity();
+            for intermediate in &self.intermediates {
+                above = above.intersection(CertificateProfile::parse(intermediate)?.validity());
+            }
+            // Whoever was first has said the same.
+            self.above.get_or_init(|| above);
+        }
+        Ok(())
     }
 
     /// The trust bundle that verifies what this authority issues: its roots.

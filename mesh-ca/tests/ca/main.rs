@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod above;
 mod issue;
 mod load;
 mod openssl;
