@@ -190,8 +190,9 @@ fn sec_jwt_3_a_payload_that_is_not_encoded_is_refused() {
     );
 }
 
+/// [SEC-ID-11]
 #[test]
-fn spiffe_jwt_svid_table() {
+fn sec_id_11_spiffe_jwt_svid_table() {
     let Some(table) = read("spiffe/jwtsvid.json") else { return };
     let trust_domain: TrustDomain = table["trust_domain"].as_str().unwrap().parse().unwrap();
     let bundle = TrustBundle::from_json(trust_domain, &table["bundle"].to_string()).unwrap();

@@ -43,9 +43,11 @@ pub struct X509Context {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct X509Bundles {
-    /// Whom to believe.
+    /// Whom to believe, with the revocation lists that the authorities of each issued. A list of
+    /// no authority, such as an intermediate's, is given to a bundle that comes alone; among
+    /// several nothing says whose it is, and it is in `crls` only.
     pub bundles: BundleSet,
-    /// Certificate revocation lists.
+    /// All certificate revocation lists.
     pub crls: Vec<CertificateRevocationListDer<'static>>,
 }
 
@@ -215,7 +217,13 @@ pub fn parse_x509_bundles(
     let proto::X509BundlesResponse { crl, bundles } = message;
     let bundles = bundles.iter().map(|(name, authorities)| parse_bundle(name, authorities));
     let bundles = bundles.collect::<Result<Vec<_>, _>>()?;
-    Ok(X509Bundles { bundles: BundleSet::from_bundles(bundles)?, crls: parse_crls(crl)? })
+    let crls = parse_crls(crl)?;
+    let alone = match bundles.as_slice() {
+        [alone] => alone.trust_domain().as_str().to_owned(),
+        _ => String::new(),
+    };
+    let bundles = with_crls(bundles, &crls, &alone)?;
+    Ok(X509Bundles { bundles: BundleSet::from_bundles(bundles)?, crls })
 }
 
 /// Reads an answer of `FetchJWTBundles`: bundles with JWT authorities alone.
