@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use mesh_tower::authn::peer::{ClientProtocol, ExpectedServer};
-use mesh_tower::{Connector, MeshStream, Policies};
+use mesh_tower::{Connector, Limits, MeshStream, Policies};
 use rustls::HandshakeKind;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::raw::{RawClient, Shown, TLS12, TLS13, ask, converse, open, raw_server, serve_raw};
@@ -374,4 +374,85 @@ async fn sec_tls_15_floods_end_and_keep_nobody_out() {
     }
     assert!(ended.is_err() || converse(&mut stream, "/").await.is_err(), "200 key updates");
     fresh().await;
+}
+
+/// [SEC-TLS-9] Early data that is sent all the same, on the ticket of a server that takes it, reaches
+/// nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_9_early_data_that_nobody_allowed() {
+    use std::io::{Read as _, Write as _};
+    let (authority, clock) = (authority(), SetClock::default());
+    let change = |limits: &mut Limits| limits.request_head = Duration::from_millis(500);
+    let server = serve(&authority, &clock, policies(&[STRICT]), change).await;
+    let shown = Shown::svid(&svid(&authority, "client", HOUR));
+    let eager = RawClient::new(Some(shown), TLS13).shared();
+    let generous = raw_server(Shown::svid(&svid(&authority, "server", HOUR)), TLS13);
+    let (generous, _told) = serve_raw(generous, b"x").await;
+    let mut stream = open(&eager, generous).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    stream.read_u8().await.unwrap();
+    let address = server.address;
+    let answer = tokio::task::spawn_blocking(move || {
+        let name = rustls::pki_types::ServerName::try_from("server").unwrap();
+        let mut client = rustls::ClientConnection::new(eager, name).unwrap();
+        let mut early = client.early_data().expect("the ticket allows early data");
+        early.write_all(b"GET /who HTTP/1.1\r\nhost: server\r\n\r\n").unwrap();
+        let mut socket = std::net::TcpStream::connect(address).unwrap();
+        let mut answer = Vec::new();
+        // How the connection ends is the server's choice.
+        drop(rustls::Stream::new(&mut client, &mut socket).read_to_end(&mut answer));
+        assert!(!client.is_early_data_accepted());
+        answer
+    });
+    let answer = timeout(PATIENCE, answer).await.expect("an end").unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "");
+}
+
+/// [SEC-TLS-15] The same floods from a server: our client leaves it.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_15_a_server_that_floods_is_left() {
+    let (authority, clock) = (authority(), SetClock::default());
+    let mesh = client_mesh(svid(&authority, "client", HOUR), trust(&[&authority]), &clock);
+    let expected = ExpectedServer::exact(id("server"));
+    let floods: [(&str, Vec<u8>); 5] = [
+        ("warnings", [0x15, 3, 3, 0, 2, 1, 90].repeat(100)),
+        ("change cipher spec", [0x14, 3, 3, 0, 1, 1].repeat(100)),
+        ("empty records", [0x16, 3, 3, 0, 0].repeat(100)),
+        ("a message of 16 MiB", vec![0x16, 3, 3, 0, 4, 2, 0xff, 0xff, 0xff]),
+        ("a record of 64 KiB", [&[0x16, 3, 3, 0xff, 0xff][..], &vec![1; 65535]].concat()),
+    ];
+    for (name, bytes) in floods {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            drop(stream.write_all(&bytes).await);
+            drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await);
+        });
+        let connector = Connector::new(mesh.clone()).service("server", address, &expected);
+        let left = timeout(Duration::from_secs(5), connect(&connector)).await;
+        assert!(left.expect(name).is_err(), "{name}");
+    }
+    // After the handshake: key updates without end.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let config = raw_server(Shown::svid(&svid(&authority, "server", HOUR)), TLS13);
+    let flooding = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let mut stream = acceptor.accept(stream).await.unwrap();
+        for _ in 0..200 {
+            stream.get_mut().1.refresh_traffic_keys().unwrap();
+            drop(stream.flush().await);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Held open, so that only the client can have ended it.
+        std::future::pending::<()>().await;
+    });
+    let connector = Connector::new(mesh).service("server", address, &expected);
+    let mut stream = TokioIo::new(connect(&connector).await.unwrap());
+    let read = timeout(PATIENCE, stream.read_u8()).await.expect("an end");
+    assert!(read.is_err(), "200 key updates");
+    assert!(!flooding.is_finished());
+    flooding.abort();
 }
