@@ -3,11 +3,13 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
 
 use crate::flow::{Messages, Received};
 use crate::record::Record;
@@ -24,10 +26,41 @@ pin_project! {
         read_ahead: Option<Bytes>,
         trailers: Option<HeaderMap>,
         count: Option<Count>,
+        patience: Patience,
         #[pin]
         rest: B,
     }
 }
+
+/// How long a reader waits for the next piece of a body that does not come ([SEC-HTTP-14]).
+#[derive(Debug, Default)]
+struct Patience {
+    limit: Option<Duration>,
+    /// Runs while a reader waits; most bodies are here at once and need none.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patience {
+    /// Whether it has ended; `waits` tells whether the reader still has nothing.
+    fn has_ended(&mut self, waits: bool, cx: &mut Context<'_>) -> bool {
+        if !waits {
+            self.timer = None;
+            return false;
+        }
+        let Some(limit) = self.limit else { return false };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+        let ended = timer.as_mut().poll(cx).is_ready();
+        if ended {
+            self.timer = None;
+        }
+        ended
+    }
+}
+
+/// Why a request's body ends before its time.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the request's body makes no progress")]
+struct Stalled;
 
 /// Counts what the inner service receives.
 #[derive(Debug)]
@@ -39,13 +72,20 @@ struct Count {
 impl<B> RequestBody<B> {
     /// A body nobody has read from.
     pub(crate) fn untouched(rest: B) -> Self {
-        Self { read_ahead: None, trailers: None, count: None, rest }
+        let patience = Patience::default();
+        Self { read_ahead: None, trailers: None, count: None, patience, rest }
     }
 
     /// A body nobody has read from, whose bytes are counted, and for gRPC its messages.
     pub(crate) fn counted(rest: B, received: Arc<Received>, grpc: bool) -> Self {
         let count = Count { received, messages: grpc.then(Messages::default) };
-        Self { read_ahead: None, trailers: None, count: Some(count), rest }
+        Self { count: Some(count), ..Self::untouched(rest) }
+    }
+
+    /// Fails when its reader has waited for the next piece for so long.
+    pub(crate) fn patient_for(mut self, limit: Option<Duration>) -> Self {
+        self.patience.limit = limit;
+        self
     }
 }
 
@@ -79,21 +119,31 @@ impl<B: Body<Data = Bytes> + Unpin> RequestBody<B> {
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
+/// It fails as the body from the network does, and when that makes no progress
+/// ([`crate::Limits::request_body`]).
+impl<B> Body for RequestBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
         let frame = if let Some(data) = this.read_ahead.take() {
             Some(Ok(Frame::data(data)))
         } else if let Some(trailers) = this.trailers.take() {
             Some(Ok(Frame::trailers(trailers)))
         } else {
-            ready!(this.rest.poll_frame(cx))
+            let polled = this.rest.poll_frame(cx);
+            if this.patience.has_ended(polled.is_pending(), cx) {
+                return Poll::Ready(Some(Err(Box::new(Stalled))));
+            }
+            ready!(polled).map(|frame| frame.map_err(Into::into))
         };
         if let (Some(count), Some(Ok(frame))) = (this.count, &frame)
             && let Some(data) = frame.data_ref()

@@ -81,6 +81,8 @@ impl Record {
             let body = RequestBody::counted(body, Arc::clone(&received), grpc);
             (Reception::Counted(received), body)
         };
+        // Messages of a gRPC stream may be as far apart as they like.
+        let body = body.patient_for(mesh.limits().request_body.filter(|_| !grpc));
         let mut record = Self {
             now: mesh.clock().now(),
             mesh: mesh.clone(),

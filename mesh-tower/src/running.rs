@@ -30,7 +30,8 @@ use crate::mesh::Mesh;
 use crate::refuse::{Refusal, RequestKind};
 use crate::snapshot::Snapshot;
 
-/// A body of known length up to this is sent in one go and not watched.
+/// A body of known length up to this is not watched: it is less than what buffers of the system
+/// hold, so that it is under way, or here, when somebody could cut it.
 const SHORT_BODY: u64 = 64 * 1024;
 
 /// Buffers for heads that a connection keeps for its next requests.
@@ -281,7 +282,7 @@ impl Running {
     /// The request was admitted. One whose own body is a stream is watched from now on.
     pub(crate) fn admitted<B: Body>(&mut self, token: Option<&VerifiedToken>, body: &B) {
         self.token_ends = token.and_then(token_end);
-        if !body.is_end_stream() && body.size_hint().exact().is_none() {
+        if !is_short(body) {
             self.watch();
         }
     }

@@ -16,8 +16,9 @@ use tokio::time::timeout;
 use tower_service::Service;
 
 use super::accept::Accepted;
-use super::life::Life;
+use super::life::{End, Life};
 use super::limits::Limits;
+use super::requests::{Counted, Requests};
 use super::rewind::{HttpVersion, Rewind};
 use crate::connection::ConnectionInfo;
 
@@ -46,7 +47,9 @@ where
     };
     let Ok(Ok((version, stream))) = sniffed else { return };
     let io = TokioIo::new(stream);
+    let requests = Requests::default();
     let service = WithConnection { service, info: Some(info.clone()) };
+    let service = Counted { service, requests: requests.clone() };
     let service = TowerToHyperService::new(service);
     let served = match version {
         _ if !is_as_agreed(&info, version) => {
@@ -62,7 +65,7 @@ where
                 .max_header_size(usize::try_from(limits.head_bytes).unwrap_or(usize::MAX));
             let connection = pin!(builder.serve_connection(io, service).with_upgrades());
             let finish = http1::UpgradeableConnection::graceful_shutdown;
-            until_over(connection, finish, &mut life, limits).await
+            until_over(connection, finish, &mut life, None, limits).await
         }
         HttpVersion::Http2 => {
             let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -73,7 +76,8 @@ where
                 .keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_INTERVAL);
             let connection = pin!(builder.serve_connection(io, service));
-            until_over(connection, http2::Connection::graceful_shutdown, &mut life, limits).await
+            let finish = http2::Connection::graceful_shutdown;
+            until_over(connection, finish, &mut life, Some(&requests), limits).await
         }
     };
     if let Err(error) = served {
@@ -96,14 +100,24 @@ async fn until_over<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<&mut C>,
     finish: impl FnOnce(Pin<&mut C>),
     life: &mut Life,
+    requests: Option<&Requests>,
     limits: &Limits,
 ) -> hyper::Result<()> {
     let end = tokio::select! {
         done = connection.as_mut() => return done,
         end = life.over() => end,
+        () = idle(requests, limits.connection_idle) => End::Idle,
     };
     finish(connection.as_mut());
     timeout(end.drain(limits), connection).await.unwrap_or(Ok(()))
+}
+
+/// Resolves when there has been no request for the limit ([SEC-HTTP-14]).
+async fn idle(requests: Option<&Requests>, limit: Option<Duration>) {
+    match (requests, limit) {
+        (Some(requests), Some(limit)) => requests.idle(limit).await,
+        _ => std::future::pending().await,
+    }
 }
 
 /// Puts the connection's facts into every request; without any, the layer refuses them all.

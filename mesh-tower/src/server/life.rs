@@ -30,6 +30,8 @@ pub(crate) enum End {
     Withdrawn,
     /// The connection is as old as connections may get.
     Age,
+    /// No request has been on the connection for long.
+    Idle,
     /// The server stops.
     Stop,
 }
@@ -40,7 +42,7 @@ impl End {
     fn refuses_requests(self) -> bool {
         match self {
             Self::Expired | Self::Distrusted | Self::Mode | Self::Denied | Self::Withdrawn => true,
-            Self::Age | Self::Stop => false,
+            Self::Age | Self::Idle | Self::Stop => false,
         }
     }
 
@@ -49,7 +51,9 @@ impl End {
         match self {
             Self::Distrusted => limits.distrusted_drain,
             Self::Denied => limits.denied_drain.unwrap_or_default(),
-            Self::Expired | Self::Mode | Self::Withdrawn | Self::Age | Self::Stop => limits.drain,
+            Self::Expired | Self::Mode | Self::Withdrawn | Self::Age | Self::Idle | Self::Stop => {
+                limits.drain
+            }
         }
     }
 }
@@ -64,6 +68,7 @@ impl fmt::Display for End {
             Self::Denied => "denied_by_new_policies",
             Self::Withdrawn => "identity_withdrawn",
             Self::Age => "max_connection_age",
+            Self::Idle => "connection_idle",
             Self::Stop => "server_stops",
         })
     }

@@ -14,6 +14,14 @@ pub struct Limits {
     pub request_head: Duration,
     /// For a policy that reads ahead in a request's body.
     pub body_read_ahead: Duration,
+    /// How long a service waits for the next piece of a request's body; then the body fails, and
+    /// with it the request. gRPC is left alone: its messages may be far apart. Nothing waits for
+    /// ever ([SEC-HTTP-14]).
+    pub request_body: Option<Duration>,
+    /// How long an HTTP/2 connection may be without a request, pings or not, before it is ended
+    /// as by age; it may take a quarter longer. Nothing is for ever. HTTP/1 has
+    /// [`request_head`](Self::request_head).
+    pub connection_idle: Option<Duration>,
     /// From the wish to end a connection to its forced end.
     pub drain: Duration,
     /// The same where the peer is no longer trusted: what is being answered may still end, new
@@ -47,6 +55,8 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             request_head: Duration::from_secs(10),
             body_read_ahead: Duration::from_secs(10),
+            request_body: Some(Duration::from_secs(60)),
+            connection_idle: Some(Duration::from_secs(3600)),
             drain: Duration::from_secs(5),
             distrusted_drain: Duration::from_secs(2),
             denied_drain: Some(Duration::ZERO),

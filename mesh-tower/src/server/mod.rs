@@ -13,6 +13,7 @@ mod listen;
 #[cfg(feature = "axum")]
 mod listener;
 mod proxy_protocol;
+mod requests;
 mod rewind;
 #[expect(clippy::module_inception, reason = "the one type that users meet has this name")]
 mod server;

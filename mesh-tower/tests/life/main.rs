@@ -14,6 +14,7 @@ mod client;
 mod end;
 mod handshakes;
 mod hostile;
+mod idle;
 mod raw;
 mod refused;
 mod resumed;
