@@ -58,19 +58,15 @@ pub(crate) fn compile(
     vector: &Vector,
     options: &TokenOptions,
 ) -> Result<RequestAuthenticator, String> {
-    let mut resources = Vec::new();
+    let Documents { documents, fetched } = documents(vector);
     let mut keys = KeySets::new();
-    for (at, resource) in vector.request_authentications.iter().enumerate() {
-        let mut spec = resource.get("spec").cloned().unwrap_or(json!({}));
-        fetch_keys(&mut spec, &mut keys)?;
-        let text = json!({
-            "apiVersion": "security.istio.io/v1",
-            "kind": "RequestAuthentication",
-            // The order in which istiod hands them out.
-            "metadata": {"name": format!("ra-{at:06}"), "namespace": "default"},
-            "spec": spec,
-        });
-        let manifests = manifest::read(&text.to_string(), &vector.id, "default")
+    for (url, text) in fetched {
+        let set = KeySet::parse(text.as_bytes()).map_err(|error| error.to_string())?;
+        keys.insert(KeySource::Url(url), Arc::new(set));
+    }
+    let mut resources = Vec::new();
+    for text in documents {
+        let manifests = manifest::read(&text, &vector.id, "default")
             .map_err(|problems| problems.to_string())?;
         let resource = RequestAuthentication::from_manifest(&manifests.resources[0])
             .map_err(|problems| problems.to_string())?;
@@ -82,9 +78,33 @@ pub(crate) fn compile(
         .map_err(|problems| problems.to_string())
 }
 
+/// The resources of a vector as manifests, and the key sets that were fetched, by URL.
+pub(crate) struct Documents {
+    pub(crate) documents: Vec<String>,
+    pub(crate) fetched: Vec<(String, String)>,
+}
+
+pub(crate) fn documents(vector: &Vector) -> Documents {
+    let mut fetched = Vec::new();
+    let resources = vector.request_authentications.iter().enumerate();
+    let documents = resources.map(|(at, resource)| {
+        let mut spec = resource.get("spec").cloned().unwrap_or(json!({}));
+        fetch_keys(&mut spec, &mut fetched);
+        json!({
+            "apiVersion": "security.istio.io/v1",
+            "kind": "RequestAuthentication",
+            // The order in which istiod hands them out.
+            "metadata": {"name": format!("ra-{at:06}"), "namespace": "default"},
+            "spec": spec,
+        })
+        .to_string()
+    });
+    Documents { documents: documents.collect(), fetched }
+}
+
 /// A rule with `jwksUri` beside `jwks`, which the CRD refuses, stands for a set that was fetched
 /// from there: a rule without issuer must name a URL [SEM-VAL-20].
-fn fetch_keys(spec: &mut Value, keys: &mut KeySets) -> Result<(), String> {
+fn fetch_keys(spec: &mut Value, fetched: &mut Vec<(String, String)>) {
     let rules = spec.get_mut("jwtRules").and_then(Value::as_array_mut);
     for (at, rule) in rules.into_iter().flatten().enumerate() {
         let rule = rule.as_object_mut().unwrap();
@@ -92,12 +112,10 @@ fn fetch_keys(spec: &mut Value, keys: &mut KeySets) -> Result<(), String> {
             continue;
         }
         let Some(Value::String(text)) = rule.remove("jwks") else { continue };
-        let set = KeySet::parse(text.as_bytes()).map_err(|error| error.to_string())?;
         let url = format!("{}?{at}", rule["jwksUri"].as_str().unwrap());
-        keys.insert(KeySource::Url(url.clone()), Arc::new(set));
+        fetched.push((url.clone(), text));
         rule.insert("jwksUri".to_owned(), Value::String(url));
     }
-    Ok(())
 }
 
 /// The request of a vector as a server would hand it over.
@@ -146,7 +164,7 @@ impl Incoming {
     }
 }
 
-fn bytes_of(text: &str) -> Vec<u8> {
+pub(crate) fn bytes_of(text: &str) -> Vec<u8> {
     text.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect()
 }
 
@@ -245,6 +263,15 @@ fn compare_passed(
     token: Option<&VerifiedToken>,
     effects: &mesh_authn::request::Effects,
 ) -> Result<(), String> {
+    compare_token(vector, token)?;
+    let path = effects.path_and_query().unwrap_or(&incoming.path).to_owned();
+    let mut headers = incoming.headers;
+    effects.apply(&mut headers);
+    compare_upstream(vector, &incoming.method, &path, &headers)
+}
+
+/// What policies see of a request that passed.
+pub(crate) fn compare_token(vector: &Vector, token: Option<&VerifiedToken>) -> Result<(), String> {
     let expect = &vector.expect;
     let outcome = if token.is_some() { Outcome::Authenticated } else { Outcome::Anonymous };
     check("outcome", &expect.outcome, &outcome)?;
@@ -256,15 +283,21 @@ fn compare_passed(
     check("claims", &expect.claims.as_ref().map(doubles), &claims.as_ref().map(doubles))?;
     let probes: Vec<Option<bool>> =
         vector.probes.iter().map(|probe| Some(policy::matches(token, probe))).collect();
-    check("probes", &expect.probes.clone().unwrap_or_default(), &probes)?;
+    check("probes", &expect.probes.clone().unwrap_or_default(), &probes)
+}
 
-    check("method", &expect.upstream_method.as_deref(), &Some(incoming.method.as_str()))?;
-    let path = effects.path_and_query().unwrap_or(&incoming.path);
+/// What the application sees of it.
+pub(crate) fn compare_upstream(
+    vector: &Vector,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+) -> Result<(), String> {
+    let expect = &vector.expect;
+    check("method", &expect.upstream_method.as_deref(), &Some(method.as_str()))?;
     let want = expect.upstream_path_plain.as_ref().or(expect.upstream_path.as_ref());
     let want = want.map(|want| String::from_utf8_lossy(&bytes_of(want)).into_owned());
     check("path", &want.as_deref(), &Some(path))?;
-    let mut headers = incoming.headers;
-    effects.apply(&mut headers);
     let ours = headers.iter().map(|(name, value)| {
         let value: String = value.as_bytes().iter().copied().map(char::from).collect();
         (name.as_str().to_owned(), value)
@@ -321,6 +354,10 @@ fn doubles(value: &Value) -> Value {
     }
 }
 
-fn check<T: PartialEq + std::fmt::Debug>(what: &str, theirs: &T, ours: &T) -> Result<(), String> {
+pub(crate) fn check<T: PartialEq + std::fmt::Debug>(
+    what: &str,
+    theirs: &T,
+    ours: &T,
+) -> Result<(), String> {
     if theirs == ours { Ok(()) } else { Err(format!("{what}: Envoy {theirs:?}, ours {ours:?}")) }
 }

@@ -44,7 +44,7 @@ enum Verdict {
 async fn sem_eval_01_the_recorded_decisions_over_real_sockets() {
     let folder = std::env::var_os("MESH_AUTHZ_VECTORS").map(PathBuf::from);
     let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../mesh-authz/tests/vectors");
-    let lines = crate::vector::read_lines(&folder.unwrap_or_else(own));
+    let lines = crate::jwt_support::read_lines(&folder.unwrap_or_else(own));
     let vectors: Vec<Vector> =
         lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let mut sets: BTreeMap<&str, Vec<&Vector>> = BTreeMap::new();

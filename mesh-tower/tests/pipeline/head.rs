@@ -10,7 +10,7 @@ use mesh_tower::{Mesh, Policies};
 use crate::wire::{Dial, ask_http1, ask_http2};
 use crate::world::{Identities, LOCALHOST, Witness, bind};
 
-/// [SEM-EVAL-01], [SEC-HTTP-3], [SEM-ADV-13] The layer refuses what Envoy's codecs refuse and hyper
+/// [SEM-EVAL-01], [SEC-HTTP-3], [SEC-HTTP-9], [SEM-ADV-13] The layer refuses what Envoy's codecs refuse and hyper
 /// lets pass, with no policy at all, which would allow everything; and it lets pass what they do.
 #[tokio::test]
 async fn sem_eval_01_what_envoys_codecs_refuse_reaches_nobody() {
@@ -88,6 +88,12 @@ async fn sem_eval_01_what_envoys_codecs_refuse_reaches_nobody() {
     let mut two_hosts = get(b"/", b"shop");
     two_hosts.push((b"host", b"other"));
     rows.push((two_hosts, false));
+    // [SEC-HTTP-9] An extended CONNECT (RFC 8441): its tunnel could not be cut when policies change
+    // [SEM-STRICT-18], so it is not offered, and refused when it comes all the same.
+    let mut extended = get(b"/", b"shop");
+    extended[0].1 = b"CONNECT";
+    extended.insert(1, (b":protocol", b"websocket"));
+    rows.push((extended, false));
     for (fields, passes) in rows {
         let mut stream = dial.connect(address).await.unwrap();
         let reply = ask_http2(&mut *stream, &fields).await;

@@ -13,6 +13,9 @@ mod authz;
 mod head;
 mod http;
 mod http2;
+mod jwt;
+#[path = "../../../mesh-authn/tests/jwt_support/mod.rs"]
+mod jwt_support;
 mod paths;
 mod tokens;
 mod vector;

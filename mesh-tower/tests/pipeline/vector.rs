@@ -1,9 +1,7 @@
 //! The recorded decisions as data: one question and Envoy's answer per line.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -145,26 +143,4 @@ impl Matched {
 /// The bytes that a string of the vectors stands for.
 pub(crate) fn bytes(text: &str) -> Vec<u8> {
     text.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect()
-}
-
-/// Every line of every `*.jsonl` and `*.jsonl.gz` of a folder, in the order of the names.
-pub(crate) fn read_lines(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = entries.collect();
-    files.sort();
-    let mut lines = Vec::new();
-    for file in files {
-        let (raw, name) = (std::fs::read(&file), file.to_string_lossy().into_owned());
-        let text = match name.rsplit_once(".jsonl") {
-            Some((_, ".gz")) => {
-                let mut text = String::new();
-                flate2::read::GzDecoder::new(&raw.unwrap()[..]).read_to_string(&mut text).unwrap();
-                text
-            }
-            Some((_, "")) => String::from_utf8(raw.unwrap()).unwrap(),
-            Some(_) | None => continue,
-        };
-        lines.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
-    }
-    lines
 }
