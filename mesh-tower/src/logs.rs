@@ -6,10 +6,11 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::num::NonZeroU64;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::time::SystemTime;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
@@ -18,24 +19,53 @@ use crate::observe::{AccessEntry, ConnectionEvent, DecisionEvent, Observer, time
 /// Lines that wait for the writer.
 const QUEUE: usize = 4096;
 
+/// How long the end of a log waits for its writer.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+
 /// Where lines go: any writer, on a thread of its own. Cloning shares it.
 #[derive(Clone)]
-struct Lines {
-    queue: SyncSender<String>,
+struct Lines(Arc<Shared>);
+
+struct Shared {
+    /// Gone when the last owner is: then the thread ends.
+    queue: Option<SyncSender<String>>,
+    thread: Option<JoinHandle<()>>,
+    /// Told when the thread has written everything.
+    written: Mutex<Receiver<()>>,
 }
 
 impl Lines {
     fn start(writer: impl Write + Send + 'static, name: &str) -> io::Result<Self> {
         let (queue, waiting) = sync_channel(QUEUE);
-        let thread = std::thread::Builder::new().name(name.to_owned());
-        drop(thread.spawn(move || write_all(&waiting, writer))?);
-        Ok(Self { queue })
+        let (all, written) = sync_channel(1);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            write_all(&waiting, writer);
+            // Nobody waits any longer when the writer was too slow.
+            all.try_send(()).ok();
+        })?;
+        let (queue, thread) = (Some(queue), Some(thread));
+        Ok(Self(Arc::new(Shared { queue, thread, written: Mutex::new(written) })))
     }
 
     /// Queues a line; whether there was room.
     fn push(&self, mut line: String) -> bool {
         line.push('\n');
-        self.queue.try_send(line).is_ok()
+        self.0.queue.as_ref().is_some_and(|queue| queue.try_send(line).is_ok())
+    }
+}
+
+/// Whoever lets go of a log last waits until its lines are written: a program that ends loses none.
+/// A writer that hangs holds it up for [`LAST_WRITES`] at most.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        let written = self.written.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // A writer that panics has told why; it is gone like one that is done.
+        if !matches!(written.recv_timeout(LAST_WRITES), Err(RecvTimeoutError::Timeout))
+            && let Some(thread) = self.thread.take()
+        {
+            thread.join().ok();
+        }
     }
 }
 
@@ -320,6 +350,49 @@ mod tests {
         let lines = Lines::start(Stuck(stuck), "test").unwrap();
         let taken = (0..QUEUE * 2).filter(|_| lines.push("line".to_owned())).count();
         assert!((QUEUE..=QUEUE + 1).contains(&taken), "{taken}");
+        drop(release);
+    }
+
+    /// A slow writer, and a log that is dropped with a full queue: every line is written.
+    #[test]
+    fn no_line_is_lost_at_the_end() {
+        struct Slow(Arc<AtomicU64>);
+        impl Write for Slow {
+            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+                std::thread::sleep(Duration::from_millis(1));
+                self.0.fetch_add(1, Ordering::SeqCst);
+                Ok(data.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let written = Arc::new(AtomicU64::new(0));
+        let lines = Lines::start(Slow(Arc::clone(&written)), "test").unwrap();
+        let other = lines.clone();
+        assert!((0..200).all(|_| lines.push("line".to_owned())));
+        drop(lines);
+        drop(other);
+        assert_eq!(written.load(Ordering::SeqCst), 200);
+    }
+
+    /// A writer that never returns does not keep a program from ending.
+    #[test]
+    fn a_stuck_writer_holds_up_the_end_for_a_moment_only() {
+        struct Stuck(Receiver<()>);
+        impl Write for Stuck {
+            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+                self.0.recv().ok();
+                Ok(data.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (release, stuck) = std::sync::mpsc::channel();
+        let lines = Lines::start(Stuck(stuck), "test").unwrap();
+        assert!(lines.push("line".to_owned()));
+        drop(lines);
         drop(release);
     }
 }
