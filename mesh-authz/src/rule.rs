@@ -39,9 +39,16 @@ pub(crate) struct Stage {
     tests: Box<[Test]>,
     references: Box<[RuleRef]>,
     /// Where each test stands in its rule.
-    paths: Box<[Box<str>]>,
+    written: Box<[Written]>,
     index: RuleIndex,
     mood: Mood,
+}
+
+/// Where a test stands in its rule, and after how many others of its list it was written.
+#[derive(Debug)]
+struct Written {
+    path: Box<str>,
+    after: usize,
 }
 
 /// One rule's share of a stage.
@@ -102,15 +109,18 @@ impl Stage {
     pub(crate) fn new(mut rules: Vec<Rule>, mood: Mood) -> Self {
         rules.sort_by(|one, other| one.reference.id().cmp(other.reference.id()));
         let index = RuleIndex::new(&rules);
-        let (mut tests, mut paths, mut lists) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut tests, mut written, mut lists) = (Vec::new(), Vec::new(), Vec::new());
         let mut references = Vec::with_capacity(rules.len());
         let mut spans = Vec::with_capacity(rules.len());
         for rule in rules {
             let mut place = |placed: Vec<Placed>| {
                 let start = tests.len();
-                for Placed { test, path, number: _ } in placed {
+                // All must hold, so what says no at the least cost is asked first.
+                let mut placed: Vec<_> = placed.into_iter().enumerate().collect();
+                placed.sort_by_key(|(_, one)| one.test.effort());
+                for (after, Placed { test, path, number: _ }) in placed {
                     tests.push(test);
-                    paths.push(path);
+                    written.push(Written { path, after });
                 }
                 Span::since(start, &tests)
             };
@@ -129,19 +139,19 @@ impl Stage {
             lists: lists.into(),
             tests: tests.into(),
             references: references.into(),
-            paths: paths.into(),
+            written: written.into(),
             index,
             mood,
         }
     }
 
-    /// Every rule in parts, in the order of ids.
+    /// Every rule in parts, in the order of ids; tests in the order in which they are written.
     pub(crate) fn rules(&self) -> impl Iterator<Item = StagedRule<'_>> {
         let placed = |span: Span| -> PlacedTests<'_> {
-            span.of(&self.tests)
-                .iter()
-                .zip(span.of(&self.paths).iter().map(|path| &**path))
-                .collect()
+            let mut tests: Vec<_> =
+                span.of(&self.tests).iter().zip(span.of(&self.written)).collect();
+            tests.sort_by_key(|(_, written)| written.after);
+            tests.into_iter().map(|(test, written)| (test, &*written.path)).collect()
         };
         let lists =
             move |span: Span| span.of(&self.lists).iter().map(|list| placed(*list)).collect();

@@ -138,6 +138,15 @@ impl Test {
         }
     }
 
+    /// What its outcome costs: remembered, compared at once, or looked up in the request first.
+    pub(crate) fn effort(&self) -> u8 {
+        match (self.place, &self.matcher) {
+            (Some(_), _) => 0,
+            (None, Matcher::Claim(..) | Matcher::Header(..) | Matcher::Metadata(_)) => 2,
+            (None, _) => 1,
+        }
+    }
+
     #[inline]
     fn holds_by_itself(&self, view: &View<'_>, mood: Mood) -> bool {
         let istio = self.matcher.matches(view);
