@@ -313,6 +313,47 @@ fn sec_ca_9_a_key_in_other_hands_signs() {
     assert!(matches!(got, Err(CaError::Issued(_))), "{got:?}");
 }
 
+/// A key that counts what it signs.
+struct Counting(Kms, Arc<AtomicUsize>);
+
+impl Signer for Counting {
+    fn public_key(&self) -> &[u8] {
+        self.0.public_key()
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.sign(message)
+    }
+}
+
+/// Counted, not timed: of a thousand requests a second from one caller, as many are worked on as
+/// from one who asks once a second, so that he waits for one signature besides his own.
+#[test]
+fn sec_ca_7_a_flood_at_most_doubles_what_is_done() {
+    let signatures = Arc::new(AtomicUsize::new(0));
+    let signer = Counting(Kms::new(true), Arc::clone(&signatures));
+    let root = Authority::new_root_for(&domain(), Box::new(signer), DAY, now()).unwrap();
+    let ca = Ca::with_authority(root, settings(), NoLog, now()).unwrap();
+    let other: SpiffeId = "spiffe://a.test/other".parse().unwrap();
+    let second = |when| {
+        let before = signatures.load(Ordering::SeqCst);
+        for _ in 0..1000 {
+            if let Err(error) = ca.issue_svid("flood", &id(), HOUR, when) {
+                assert!(matches!(error, CaError::Limit(LimitReached::Identity)), "{error:?}");
+            }
+        }
+        ca.issue_svid("other", &other, HOUR, when).unwrap();
+        signatures.load(Ordering::SeqCst) - before
+    };
+    // What it may have at once is gone with the first second.
+    let burst = usize::try_from(Limits::default().per_identity.burst).unwrap();
+    assert_eq!(second(now()), burst + 1);
+    for later in 1..20 {
+        assert_eq!(second(at(NOW + later)), 2, "{later}");
+    }
+}
+
 pub(crate) fn ca_params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
