@@ -64,7 +64,11 @@ where
                     let Some(running) = running.take() else { return Poll::Pending };
                     running.refused()
                 } else {
-                    let response = ready!(future.poll(cx))?;
+                    let poll = match record {
+                        Some(record) => record.span().in_scope(|| future.poll(cx)),
+                        None => future.poll(cx),
+                    };
+                    let response = ready!(poll)?;
                     match running.take() {
                         Some(running) => running.answered(response),
                         None => response.map(|body| ResponseBody::inner(body, Cut::default())),

@@ -49,6 +49,7 @@ mod settings;
 mod snapshot;
 mod source;
 mod telemetry;
+mod trace;
 mod xfcc;
 
 pub use mesh_authn as authn;
@@ -116,4 +117,5 @@ pub use source::{
 #[cfg(feature = "istio-ca")]
 pub use source::{IstioCa, IstioCaError, IstioCaFailure, IstioCaSource, IstioCaState};
 pub use telemetry::{MetricLabels, RequestsTotal, Telemetry};
+pub use trace::TraceContext;
 pub use xfcc::ForwardClientCert;

@@ -12,6 +12,7 @@ use http_body::{Body, Frame};
 use mesh_authz::{Audit, Decision, Shadow, ShadowResult};
 use mesh_identity::{VerifiedPeer, VerifiedToken};
 use rustls::pki_types::UnixTime;
+use tracing::Span;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::clock::monotonic;
@@ -25,6 +26,7 @@ use crate::refuse::RequestKind;
 use crate::resource::Resource;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Amounts, Flag, Outcome, Telemetry};
+use crate::trace;
 
 /// Follows one request from its head to the end of its answer; what is known then is reported when
 /// it is dropped. Without an access log it allocates nothing.
@@ -43,6 +45,8 @@ pub(crate) struct Record {
     answer: Answer,
     /// Why the policies refuse, for a person; nothing where nobody will read it.
     explanation: Option<String>,
+    /// Around the request until its answer has gone; disabled where nobody traces.
+    span: Span,
 }
 
 /// What is known of the request's body.
@@ -70,7 +74,15 @@ struct Answer {
 }
 
 impl Record {
-    pub(crate) fn begin<B: Body>(mesh: &Mesh, parts: &Parts, body: B) -> (Self, RequestBody<B>) {
+    pub(crate) fn begin<B: Body>(
+        mesh: &Mesh,
+        parts: &mut Parts,
+        body: B,
+    ) -> (Self, RequestBody<B>) {
+        let (span, context) = trace::inbound(&parts.headers, parts.method.as_str());
+        if let Some(context) = context {
+            parts.extensions.insert(context);
+        }
         let info = parts.extensions.get::<ConnectionInfo>().cloned();
         let grpc = RequestKind::of(parts) == RequestKind::Grpc;
         let length = body.size_hint().exact().filter(|_| !grpc);
@@ -95,6 +107,7 @@ impl Record {
             received,
             answer: Answer::default(),
             explanation: None,
+            span,
         };
         if mesh.logs().wants_access(mesh.observer()) {
             record.target = Some(parts.uri.clone());
@@ -118,6 +131,11 @@ impl Record {
 
     pub(crate) fn mesh(&self) -> &Mesh {
         &self.mesh
+    }
+
+    /// The request's span.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
     }
 
     /// Begins an access log entry.
@@ -178,7 +196,12 @@ impl Record {
             dry_run_deny,
             audit: decision.is_some_and(|one| matches!(one.audit, Some(Audit::Matched(_)))),
         };
-        self.mesh.report_decision(snapshot.svid.id(), &event, explanation.as_deref());
+        self.span.in_scope(|| {
+            self.mesh.report_decision(snapshot.svid.id(), &event, explanation.as_deref());
+        });
+        if !self.span.is_disabled() {
+            trace_decision(&self.span, &event);
+        }
     }
 
     /// Takes note of the answer's head and follows its body.
@@ -191,6 +214,7 @@ impl Record {
     {
         let status = response.status();
         self.answer.code = status.as_u16();
+        self.span.record("http.response.status_code", status.as_u16());
         self.answer.grpc_status = grpc_status(response.headers());
         // hyper sends no body with these and does not ask for one.
         let none = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -266,6 +290,19 @@ fn grpc_status(headers: &HeaderMap) -> Option<u8> {
     const MOST: u8 = 16;
     let value = headers.get("grpc-status")?.to_str().ok()?;
     value.parse().ok().filter(|status| *status <= MOST)
+}
+
+/// Says in a span who called and what was decided; path and reason are masked already.
+fn trace_decision(span: &Span, event: &DecisionEvent<'_>) {
+    span.record("url.path", event.path);
+    span.record("mesh.decision", if event.allowed { "allow" } else { "deny" });
+    span.record("mesh.reason", event.detail);
+    if let Some(peer) = event.peer {
+        span.record("mesh.peer", tracing::field::display(peer));
+    }
+    if let Some(rule) = event.rule {
+        span.record("mesh.policy", rule);
+    }
 }
 
 /// Counts the rules that decided, audited, and would have decided in a dry run.

@@ -13,6 +13,7 @@ use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
+use tracing::Instrument as _;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::custom::{Changes, Context, Custom};
@@ -93,7 +94,7 @@ impl<S> MeshService<S> {
         let (mut parts, body) = request.into_parts();
         let snapshot = self.mesh.snapshot();
         let kind = RequestKind::of(&parts);
-        let (mut record, body) = Record::begin(&self.mesh, &parts, body);
+        let (mut record, body) = Record::begin(&self.mesh, &mut parts, body);
 
         let now = record.now();
         let (settings, limits) = (self.mesh.http_settings(), self.mesh.limits());
@@ -103,7 +104,8 @@ impl<S> MeshService<S> {
             Ok(Arrival::Open) => {
                 record.decided(&snapshot, &parts, true, "open_path", None, None);
                 let request = Request::from_parts(parts, body);
-                return MeshFuture::inner(self.inner.call(request), record, None);
+                let answering = record.span().in_scope(|| self.inner.call(request));
+                return MeshFuture::inner(answering, record, None);
             }
             Err(refusal) => {
                 record.decided(&snapshot, &parts, false, &refusal.detail, None, None);
@@ -140,7 +142,8 @@ impl<S> MeshService<S> {
         if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &mut record) {
             return MeshFuture::refused(answer(refusal, kind, &parts, record));
         }
-        let answering = self.inner.call(Request::from_parts(parts, body));
+        let request = Request::from_parts(parts, body);
+        let answering = record.span().in_scope(|| self.inner.call(request));
         MeshFuture::inner(answering, record, running)
     }
 }
@@ -272,7 +275,9 @@ where
         if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &mut record) {
             return Ok(answer(refusal, kind, &parts, record));
         }
-        let answering = inner.call(Request::from_parts(parts, body));
+        let request = Request::from_parts(parts, body);
+        let answering = record.span().in_scope(|| inner.call(request));
+        let answering = answering.instrument(record.span().clone());
         let mut response = match running {
             None => answering.await?.map(|body| ResponseBody::inner(body, Cut::default())),
             Some(mut running) => tokio::select! {

@@ -34,6 +34,8 @@ mod secrets;
 #[path = "../life/support.rs"]
 mod support;
 mod tcp;
+#[expect(clippy::arithmetic_side_effects, reason = "spans are counted")]
+mod trace;
 mod upgrade;
 
 use std::net::SocketAddr;
