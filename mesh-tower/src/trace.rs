@@ -27,8 +27,8 @@ const RANDOM: u8 = 2;
 /// Where work stands in a trace: the trace's id, the span's own id, and what is handed on with them.
 ///
 /// A handler finds that of its own request in the request's extensions, where the client sent a
-/// valid `traceparent` or a `tracing` subscriber takes our spans; [`crate::MeshClient`] takes one
-/// from the extensions of what it sends, and `write` puts one on any other request.
+/// valid `traceparent` or a `tracing` subscriber takes our spans; [`write`](Self::write) puts one on a
+/// request that it makes.
 ///
 /// # Examples
 ///
