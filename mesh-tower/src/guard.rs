@@ -17,7 +17,7 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use mesh_authn::request::{Authentication, Effects, KeySource, RequestView};
 use mesh_authz::{
     ClientAddress, CustomProgress, CustomStep, Decision, DenyReason, HttpFacts, NormalizedPath,
-    PeerIdentity, RequestFacts, Verdict, client_address,
+    PeerIdentity, PolicySet, RequestFacts, Verdict, client_address,
 };
 use mesh_identity::{VerifiedPeer, VerifiedToken};
 use rustls::pki_types::UnixTime;
@@ -149,29 +149,36 @@ pub(crate) enum Arrival {
     Judge(Arrived),
 }
 
-/// Judges a TCP connection; the reason where it is refused ([SEM-TCP-10]).
+/// The next provider to ask about a TCP connection; the reason where it is refused unasked.
+pub(crate) fn next_custom_connection(
+    snapshot: &Snapshot,
+    info: &ConnectionInfo,
+    progress: &mut CustomProgress,
+) -> Result<Option<Arc<str>>, String> {
+    match tcp_policies(snapshot)?.next_custom(&connection_facts(info), progress) {
+        None => Ok(None),
+        Some(CustomStep::Refuse(decision)) => Err(detail(&decision)),
+        Some(CustomStep::Ask { provider, .. }) => Ok(Some(provider)),
+    }
+}
+
+/// Judges a TCP connection that the providers `asked` have allowed; the reason where it is refused
+/// ([SEM-TCP-10]). So it is where a policy asks anybody else ([SEM-EXT-15]).
 ///
 /// Nothing of the connection has been read: it is judged before anybody speaks ([SEM-STRICT-09]).
 pub(crate) fn admit_connection(
     mesh: &Mesh,
     snapshot: &Arc<Snapshot>,
     info: &ConnectionInfo,
+    asked: &[Arc<str>],
 ) -> Result<Permit, String> {
-    let Some(policies) = &snapshot.tcp_policies else {
-        return Err("mesh_fault{no policies for TCP}".to_owned());
-    };
-    let source = info.peer_address().ip();
-    let facts = RequestFacts::tcp(Some(source), Some(info.local_address()))
-        .with_peer(info.peer().map_or(PeerIdentity::None, PeerIdentity::Svid))
-        .with_client_address(ClientAddress::known(source))
-        .with_sni(info.tls().and_then(|tls| tls.server_name.as_deref()));
-    match policies.custom(&facts).next() {
-        None => {}
-        Some(CustomStep::Refuse(decision)) => return Err(detail(&decision)),
-        // [SEM-STRICT-19] Nobody can be asked about a connection, so it is refused.
-        Some(CustomStep::Ask { .. }) => return Err("ext_authz_error".to_owned()),
+    let mut progress = CustomProgress::default();
+    while let Some(provider) = next_custom_connection(snapshot, info, &mut progress)? {
+        if !asked.contains(&provider) {
+            return Err("ext_authz_error".to_owned());
+        }
     }
-    let decision = policies.decide(&facts);
+    let decision = tcp_policies(snapshot)?.decide(&connection_facts(info));
     if !decision.is_allow() {
         return Err(detail(&decision));
     }
@@ -180,8 +187,20 @@ pub(crate) fn admit_connection(
         snapshot: Arc::clone(snapshot),
         info: info.clone(),
         token: None,
-        client: source,
+        client: info.peer_address().ip(),
     })
+}
+
+fn tcp_policies(snapshot: &Snapshot) -> Result<&PolicySet, String> {
+    snapshot.tcp_policies.as_ref().ok_or_else(|| "mesh_fault{no policies for TCP}".to_owned())
+}
+
+fn connection_facts(info: &ConnectionInfo) -> RequestFacts<'_> {
+    let source = info.peer_address().ip();
+    RequestFacts::tcp(Some(source), Some(info.local_address()))
+        .with_peer(info.peer().map_or(PeerIdentity::None, PeerIdentity::Svid))
+        .with_client_address(ClientAddress::known(source))
+        .with_sni(info.tls().and_then(|tls| tls.server_name.as_deref()))
 }
 
 /// Makes the request unambiguous; changes `parts` to what goes on.

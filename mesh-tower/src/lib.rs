@@ -69,8 +69,8 @@ pub use connection::{ConnectionInfo, Security, TlsFacts};
 #[cfg(feature = "ext-authz")]
 pub use custom::GrpcAuthorizer;
 pub use custom::{
-    Authorizer, CheckAnswer, CheckError, CheckFuture, CheckRequest, CheckedBody, Denial,
-    ExtensionProviders, HttpAuthorizer, Provider, ProviderCounts, RequestChanges,
+    Authorizer, CheckAnswer, CheckConnection, CheckError, CheckFuture, CheckRequest, CheckedBody,
+    Denial, ExtensionProviders, HttpAuthorizer, Provider, ProviderCounts, RequestChanges,
 };
 #[cfg(feature = "rego")]
 pub use decision_log::{DecisionLog, DecisionLogCounts, FileSink, LogSink};

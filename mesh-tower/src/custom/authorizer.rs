@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::future::ready;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -50,6 +51,13 @@ use crate::mask;
 pub trait Authorizer: fmt::Debug + Send + Sync + 'static {
     /// Judges a request. Dropping the future gives up on the answer.
     fn check<'r>(&'r self, request: CheckRequest<'r>) -> CheckFuture<'r>;
+
+    /// Judges a TCP connection before a byte of it is read ([SEM-EXT-15]); what an answer would
+    /// change in a request is ignored. An authorizer that cannot be asked about connections, as
+    /// none can unless it says so, gives no answer, and the connection is refused.
+    fn check_connection<'r>(&'r self, _connection: CheckConnection<'r>) -> CheckFuture<'r> {
+        Box::pin(ready(Err(CheckError::Encoding("it is a TCP connection"))))
+    }
 }
 
 /// An answer on its way.
@@ -68,6 +76,41 @@ pub struct CheckRequest<'r> {
     pub(crate) now: UnixTime,
     pub(crate) timeout: Duration,
     pub(crate) body: Option<&'r CheckedBody>,
+}
+
+/// A TCP connection that an authorizer judges.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckConnection<'r> {
+    pub(crate) info: &'r ConnectionInfo,
+    pub(crate) own_id: &'r SpiffeId,
+    pub(crate) now: UnixTime,
+    pub(crate) timeout: Duration,
+}
+
+impl<'r> CheckConnection<'r> {
+    /// The connection with its verified peer.
+    #[must_use]
+    pub fn connection(&self) -> &'r ConnectionInfo {
+        self.info
+    }
+
+    /// The identity of this workload.
+    #[must_use]
+    pub fn own_id(&self) -> &'r SpiffeId {
+        self.own_id
+    }
+
+    /// When it is asked about.
+    #[must_use]
+    pub fn time(&self) -> UnixTime {
+        self.now
+    }
+
+    /// How long the answer is waited for.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
 }
 
 /// What an authorizer sees of a request's body. `Debug` shows its length only.

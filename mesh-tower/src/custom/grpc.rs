@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ::http::header::HOST;
 use ::http::uri::PathAndQuery;
@@ -25,7 +26,8 @@ use super::messages::{
     HttpResponse, OkHttpResponse,
 };
 use super::{
-    Authorizer, CheckAnswer, CheckError, CheckFuture, CheckRequest, Denial, RequestChanges,
+    Authorizer, CheckAnswer, CheckConnection, CheckError, CheckFuture, CheckRequest, Denial,
+    RequestChanges,
 };
 use crate::client::Connector;
 
@@ -104,8 +106,16 @@ impl GrpcAuthorizer {
     }
 
     async fn ask(&self, request: CheckRequest<'_>) -> Result<CheckAnswer, CheckError> {
-        let mut check = tonic::Request::new(encode(&request));
-        check.set_timeout(request.timeout());
+        self.call(encode(&request), request.timeout()).await
+    }
+
+    async fn call(
+        &self,
+        check: proto::CheckRequest,
+        timeout: Duration,
+    ) -> Result<CheckAnswer, CheckError> {
+        let mut check = tonic::Request::new(check);
+        check.set_timeout(timeout);
         let path = PathAndQuery::from_static(proto::CHECK);
         let answered = match &self.client {
             GrpcClient::Plain(client) => call!(client, self.origin, check, path),
@@ -150,6 +160,22 @@ fn encode(request: &CheckRequest<'_>) -> proto::CheckRequest {
             .and_then(|tls| tls.server_name.clone())
             .map(|sni| proto::TlsSession { sni }),
         route_metadata_context: Some(proto::Empty {}),
+    };
+    proto::CheckRequest { attributes: Some(attributes) }
+}
+
+/// What Envoy's filter for TCP sends: who is at both ends, and the server name asked for.
+fn encode_connection(check: &CheckConnection<'_>) -> proto::CheckRequest {
+    let connection = check.connection();
+    let tls = connection.tls();
+    let peer = connection.peer().map(mesh_identity::VerifiedPeer::id);
+    let attributes = AttributeContext {
+        source: Some(end(connection.peer_address(), peer)),
+        destination: Some(end(connection.local_address(), tls.map(|_| check.own_id()))),
+        tls_session: tls
+            .and_then(|tls| tls.server_name.clone())
+            .map(|sni| proto::TlsSession { sni }),
+        ..AttributeContext::default()
     };
     proto::CheckRequest { attributes: Some(attributes) }
 }
@@ -311,6 +337,10 @@ fn status_failure(status: &tonic::Status) -> CheckError {
 impl Authorizer for GrpcAuthorizer {
     fn check<'r>(&'r self, request: CheckRequest<'r>) -> CheckFuture<'r> {
         Box::pin(self.ask(request))
+    }
+
+    fn check_connection<'r>(&'r self, connection: CheckConnection<'r>) -> CheckFuture<'r> {
+        Box::pin(self.call(encode_connection(&connection), connection.timeout()))
     }
 }
 

@@ -17,6 +17,8 @@ mod messages;
 mod provider;
 mod providers;
 
+use std::sync::Arc;
+
 use ::http::request::Parts;
 use ::http::{HeaderName, HeaderValue};
 use bytes::Bytes;
@@ -26,8 +28,8 @@ use mesh_identity::SpiffeId;
 use rustls::pki_types::UnixTime;
 
 pub use self::authorizer::{
-    Authorizer, CheckAnswer, CheckError, CheckFuture, CheckRequest, CheckedBody, Denial,
-    RequestChanges,
+    Authorizer, CheckAnswer, CheckConnection, CheckError, CheckFuture, CheckRequest, CheckedBody,
+    Denial, RequestChanges,
 };
 #[cfg(feature = "ext-authz")]
 pub use self::grpc::GrpcAuthorizer;
@@ -38,10 +40,29 @@ pub use self::providers::ExtensionProviders;
 pub(crate) use self::apply::{apply, may_change};
 
 use crate::body::RequestBody;
+use crate::connection::ConnectionInfo;
 use crate::guard::{self, Arrived};
 use crate::refuse::Refusal;
 use crate::server::Limits;
 use crate::snapshot::Snapshot;
+
+/// Asks about a TCP connection, one provider after the other; who has allowed it, or the reason why
+/// it is refused ([SEM-EXT-15]).
+pub(crate) async fn ask_connection(
+    snapshot: &Snapshot,
+    info: &ConnectionInfo,
+    now: UnixTime,
+) -> Result<Vec<Arc<str>>, String> {
+    let (mut progress, mut asked) = (CustomProgress::default(), Vec::new());
+    while let Some(name) = guard::next_custom_connection(snapshot, info, &mut progress)? {
+        // The policies were compiled with these providers: one is always there.
+        let provider = snapshot.providers.get(&name).ok_or("mesh_fault{nobody can be asked}")?;
+        let semantics = snapshot.scope.semantics();
+        provider.ask_connection(info, snapshot.svid.id(), now, semantics).await?;
+        asked.push(name);
+    }
+    Ok(asked)
+}
 
 /// What an authorizer needs to know beside the request.
 #[derive(Clone, Copy, Debug)]

@@ -12,14 +12,17 @@ use ::http::{Method, StatusCode};
 use bytes::Bytes;
 use http_body::Body;
 use mesh_authz::{CheckBody, CheckSettings, ProviderKind, Semantics, StrictRule};
+use mesh_identity::SpiffeId;
+use rustls::pki_types::UnixTime;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::{
-    Authorizer, CheckAnswer, CheckError, CheckFuture, CheckRequest, CheckedBody, Context, Denial,
-    RequestChanges, may_change,
+    Authorizer, CheckAnswer, CheckConnection, CheckError, CheckFuture, CheckRequest, CheckedBody,
+    Context, Denial, RequestChanges, may_change,
 };
 use crate::body::RequestBody;
+use crate::connection::ConnectionInfo;
 use crate::guard::Arrived;
 use crate::refuse::Refusal;
 
@@ -172,39 +175,29 @@ impl Provider {
     {
         let strict = semantics.has(StrictRule::CustomLimits);
         let body = self.read(parts, body, context).await?;
-        let default = if strict { DEFAULT_TIMEOUT } else { ISTIO_TIMEOUT };
         let request = CheckRequest {
             parts,
             info: &arrived.info,
             host: &arrived.host,
             own_id: context.own_id,
             now: context.now,
-            timeout: self.timeout.unwrap_or(default),
+            timeout: self.timeout(strict),
             body: body.as_ref(),
         };
-        let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
-        match self.check(request).await {
+        match self.check(request.timeout, || self.authorizer.check(request)).await {
             Ok(CheckAnswer::Allow(changes)) => {
                 count(&self.counts.allowed);
                 Ok(changes)
             }
             Ok(CheckAnswer::Deny(Denial { status, headers, body, reason })) => {
                 count(&self.counts.denied);
-                let detail = match reason {
-                    Some(reason) => format!("ext_authz_denied{{{reason}}}"),
-                    None => "ext_authz_denied".to_owned(),
-                };
-                let mut refusal = Refusal::new(status, body, detail);
+                let mut refusal = Refusal::new(status, body, denied(reason));
                 refusal.headers = headers;
                 refusal.headers.retain(|(name, _)| may_change(name));
                 Err(refusal)
             }
             Err(error) => {
-                count(&self.counts.errors);
-                let goes_on = self.fail_open && (!strict || error.is_outage());
-                tracing::warn!(%error, goes_on, "an external authorizer gave no answer");
-                if goes_on {
-                    count(&self.counts.failed_open);
+                if self.forgives(&error, strict) {
                     return Ok(RequestChanges::default());
                 }
                 let (status, body) = if let CheckError::Reported(status, body) = error {
@@ -218,10 +211,54 @@ impl Provider {
         }
     }
 
-    async fn check(&self, request: CheckRequest<'_>) -> Result<CheckAnswer, CheckError> {
+    /// Asks about a TCP connection; the reason where it is refused ([SEM-EXT-15]).
+    pub(super) async fn ask_connection(
+        &self,
+        info: &ConnectionInfo,
+        own_id: &SpiffeId,
+        now: UnixTime,
+        semantics: Semantics,
+    ) -> Result<(), String> {
+        let strict = semantics.has(StrictRule::CustomLimits);
+        let connection = CheckConnection { info, own_id, now, timeout: self.timeout(strict) };
+        let check = || self.authorizer.check_connection(connection);
+        match self.check(connection.timeout, check).await {
+            Ok(CheckAnswer::Allow(_)) => {
+                count(&self.counts.allowed);
+                Ok(())
+            }
+            Ok(CheckAnswer::Deny(Denial { reason, .. })) => {
+                count(&self.counts.denied);
+                Err(denied(reason))
+            }
+            Err(error) if self.forgives(&error, strict) => Ok(()),
+            Err(_) => Err("ext_authz_error".to_owned()),
+        }
+    }
+
+    fn timeout(&self, strict: bool) -> Duration {
+        self.timeout.unwrap_or(if strict { DEFAULT_TIMEOUT } else { ISTIO_TIMEOUT })
+    }
+
+    /// Counts a failure; whether what was asked about goes on nevertheless ([SEM-EXT-13]).
+    fn forgives(&self, error: &CheckError, strict: bool) -> bool {
+        count(&self.counts.errors);
+        let goes_on = self.fail_open && (!strict || error.is_outage());
+        tracing::warn!(%error, goes_on, "an external authorizer gave no answer");
+        if goes_on {
+            count(&self.counts.failed_open);
+        }
+        goes_on
+    }
+
+    async fn check<'r>(
+        &self,
+        within: Duration,
+        check: impl FnOnce() -> CheckFuture<'r>,
+    ) -> Result<CheckAnswer, CheckError> {
         let _place = self.places.try_acquire().map_err(|_full| CheckError::Overloaded)?;
-        let checking = without_panic(|| self.authorizer.check(request))?;
-        timeout(request.timeout, guarded(checking)).await.unwrap_or(Err(CheckError::Deadline))
+        let checking = without_panic(check)?;
+        timeout(within, guarded(checking)).await.unwrap_or(Err(CheckError::Deadline))
     }
 
     /// Reads ahead in the body as far as the authorizer may see it, and one byte more.
@@ -253,6 +290,18 @@ impl Provider {
         }
         let bytes = bytes.slice(..bytes.len().min(wanted.max_bytes));
         Ok(Some(CheckedBody { bytes, truncated, as_bytes: wanted.as_bytes }))
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Envoy's response code details of a denial.
+fn denied(reason: Option<&str>) -> String {
+    match reason {
+        Some(reason) => format!("ext_authz_denied{{{reason}}}"),
+        None => "ext_authz_denied".to_owned(),
     }
 }
 

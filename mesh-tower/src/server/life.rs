@@ -1,6 +1,7 @@
 //! How long an accepted connection may live, and how it ends.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -85,6 +86,8 @@ pub(crate) struct Life {
     verified_with: u64,
     /// The configuration that last admitted the connection as a whole, where it is judged as one.
     admitted_by: Option<u64>,
+    /// The providers of CUSTOM policies that have allowed it.
+    asked: Vec<Arc<str>>,
     /// When the next token ends of those that requests run on.
     token: Expiry,
     stopped: watch::Receiver<bool>,
@@ -109,6 +112,7 @@ impl Life {
             age: age.and_then(|age| monotonic().checked_add(age)),
             verified_with: snapshot.trust,
             admitted_by: None,
+            asked: Vec::new(),
             token: Expiry::new(None),
             stopped,
             cutter: Some(cutter),
@@ -116,8 +120,11 @@ impl Life {
     }
 
     /// The connection was admitted as a whole, and is judged as one from now on ([SEM-TCP-10]).
-    pub(super) fn admitted_by(&mut self, snapshot: &Snapshot) {
+    /// External authorizers are not asked again; one that was not asked at all ends it
+    /// ([SEM-EXT-15]).
+    pub(super) fn admitted_by(&mut self, snapshot: &Snapshot, asked: Vec<Arc<str>>) {
         self.admitted_by = Some(snapshot.generation);
+        self.asked = asked;
     }
 
     /// Resolves when the connection must begin to end. Where the reason is one, the layer refuses
@@ -182,7 +189,8 @@ impl Life {
         if self.admitted_by.is_some_and(|by| by != snapshot.generation)
             && self.mesh.limits().denied_drain.is_some()
         {
-            if let Err(detail) = guard::admit_connection(&self.mesh, &snapshot, &self.info) {
+            let admitted = guard::admit_connection(&self.mesh, &snapshot, &self.info, &self.asked);
+            if let Err(detail) = admitted {
                 let peer = self.info.peer_address();
                 tracing::info!(%peer, detail, "open connection is no longer admitted");
                 return Some(End::Denied);

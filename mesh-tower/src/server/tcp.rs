@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::accept::Accepted;
 use super::stream::ServerStream;
+use crate::custom;
 use crate::cut::Cuttable;
 use crate::guard::{self, Permit};
 use crate::mesh::Mesh;
@@ -56,14 +57,22 @@ where
 {
     let Accepted { stream: io, info, mut life } = accepted;
     let snapshot = mesh.snapshot();
-    let permit = match guard::admit_connection(mesh, &snapshot, &info) {
+    let asking = custom::ask_connection(&snapshot, &info, mesh.clock().now());
+    let judged = tokio::select! {
+        asked = asking => asked.and_then(|asked| {
+            let permit = guard::admit_connection(mesh, &snapshot, &info, &asked)?;
+            life.admitted_by(&snapshot, asked);
+            Ok(permit)
+        }),
+        end = life.over() => Err(format!("connection_ended{{{end}}}")),
+    };
+    let permit = match judged {
         Ok(permit) => permit,
         Err(detail) => {
             mesh.observe_refused_connection(info.peer_address(), &detail);
             return;
         }
     };
-    life.admitted_by(&snapshot);
     drop(snapshot);
     let series = info.series(mesh.telemetry()).begin_tcp();
     series.opened.add(1);

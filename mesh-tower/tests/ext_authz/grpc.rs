@@ -24,13 +24,13 @@ use tonic::{Code, Status};
 use crate::world::{self, World, custom, nobody};
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct CheckRequest {
+pub(crate) struct CheckRequest {
     #[prost(message, optional, tag = "1")]
     attributes: Option<Attributes>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Attributes {
+pub(crate) struct Attributes {
     #[prost(message, optional, tag = "1")]
     source: Option<Peer>,
     #[prost(message, optional, tag = "2")]
@@ -40,7 +40,7 @@ struct Attributes {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Peer {
+pub(crate) struct Peer {
     #[prost(message, optional, tag = "1")]
     address: Option<Address>,
     #[prost(string, tag = "4")]
@@ -48,13 +48,13 @@ struct Peer {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Address {
+pub(crate) struct Address {
     #[prost(message, optional, tag = "1")]
     socket_address: Option<Socket>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Socket {
+pub(crate) struct Socket {
     #[prost(string, tag = "2")]
     address: String,
     #[prost(uint32, tag = "3")]
@@ -62,13 +62,13 @@ struct Socket {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct HttpAttributes {
+pub(crate) struct HttpAttributes {
     #[prost(message, optional, tag = "2")]
     http: Option<Http>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Http {
+pub(crate) struct Http {
     #[prost(string, tag = "2")]
     method: String,
     #[prost(map = "string, string", tag = "3")]
@@ -90,7 +90,7 @@ struct Http {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct CheckResponse {
+pub(crate) struct CheckResponse {
     #[prost(message, optional, tag = "1")]
     status: Option<RpcStatus>,
     #[prost(message, optional, tag = "2")]
@@ -102,13 +102,13 @@ struct CheckResponse {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct RpcStatus {
+pub(crate) struct RpcStatus {
     #[prost(int32, tag = "1")]
     code: i32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Denied {
+pub(crate) struct Denied {
     #[prost(message, optional, tag = "1")]
     status: Option<RpcStatus>,
     #[prost(message, repeated, tag = "2")]
@@ -118,7 +118,7 @@ struct Denied {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct OkResponse {
+pub(crate) struct OkResponse {
     #[prost(message, repeated, tag = "2")]
     headers: Vec<HeaderOption>,
     #[prost(string, repeated, tag = "5")]
@@ -132,7 +132,7 @@ struct OkResponse {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct HeaderOption {
+pub(crate) struct HeaderOption {
     #[prost(message, optional, tag = "1")]
     header: Option<Header>,
     #[prost(message, optional, tag = "2")]
@@ -142,13 +142,13 @@ struct HeaderOption {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Truth {
+pub(crate) struct Truth {
     #[prost(bool, tag = "1")]
     value: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Header {
+pub(crate) struct Header {
     #[prost(string, tag = "1")]
     key: String,
     #[prost(string, tag = "2")]
@@ -160,16 +160,16 @@ fn header(key: &str, value: &str) -> HeaderOption {
     HeaderOption { header: Some(header), append: None, append_action: 0 }
 }
 
-fn code(code: i32) -> CheckResponse {
+pub(crate) fn code(code: i32) -> CheckResponse {
     CheckResponse { status: Some(RpcStatus { code }), ..CheckResponse::default() }
 }
 
-fn denied(status: i32, body: &str, headers: Vec<HeaderOption>) -> Denied {
+pub(crate) fn denied(status: i32, body: &str, headers: Vec<HeaderOption>) -> Denied {
     Denied { status: Some(RpcStatus { code: status }), headers, body: body.to_owned() }
 }
 
 #[derive(Clone, Debug)]
-enum Act {
+pub(crate) enum Act {
     Answer(Box<CheckResponse>),
     Fail(Code),
     Wait,
@@ -178,14 +178,14 @@ enum Act {
 }
 
 #[derive(Clone)]
-struct Server {
-    address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     acts: Arc<Mutex<VecDeque<Act>>>,
     checks: Arc<Mutex<Vec<CheckRequest>>>,
 }
 
 impl Server {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = Self { address, acts: Arc::default(), checks: Arc::default() };
@@ -217,12 +217,27 @@ impl Server {
         Ok(tonic::server::Grpc::new(codec).unary(self, request).await)
     }
 
-    fn next(&self, act: Act) {
+    pub(crate) fn next(&self, act: Act) {
         self.acts.lock().unwrap().push_back(act);
     }
 
-    fn answer(&self, answer: CheckResponse) {
+    pub(crate) fn answer(&self, answer: CheckResponse) {
         self.next(Act::Answer(Box::new(answer)));
+    }
+
+    /// How often it was asked since the last look, and whether each time about a connection
+    /// alone, from and to an address.
+    pub(crate) fn connections(&self) -> Vec<bool> {
+        let checks = std::mem::take(&mut *self.checks.lock().unwrap());
+        let ends = checks.into_iter().map(|check| check.attributes.unwrap());
+        ends.map(|ends| {
+            let address = |peer: Option<Peer>| peer.unwrap().address.unwrap().socket_address;
+            let (from, to) = (address(ends.source).unwrap(), address(ends.destination).unwrap());
+            ends.request.is_none()
+                && (from.address.as_str(), to.address.as_str()) == ("127.0.0.1", "127.0.0.1")
+                && to.port != 0
+        })
+        .collect()
     }
 
     fn checked(&self) -> Http {

@@ -13,5 +13,6 @@
 mod grpc;
 mod http_provider;
 mod in_process;
+mod tcp;
 mod vectors;
 mod world;

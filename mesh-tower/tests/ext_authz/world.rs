@@ -102,18 +102,7 @@ impl World {
         policies: &[String],
         semantics: Semantics,
     ) -> Self {
-        let home: mesh_tower::identity::TrustDomain = "cluster.local".parse().unwrap();
-        let now = SystemClock.now();
-        let authority = Authority::new_root(&home, Duration::from_secs(24 * 3600), now).unwrap();
-        let id = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
-        let svid = authority.issue_svid(&id, Duration::ZERO, now).unwrap();
-        let bundles = BundleSet::from_bundles([authority.bundle()]).unwrap();
-        let files = policies.iter().map(|text| ("p.yaml", text.as_str()));
-        let mesh = Mesh::builder(workload, MeshSettings::new(home))
-            .semantics(semantics)
-            .extension_providers(providers)
-            .build(Arc::new(svid), Arc::new(bundles), Policies::read(files, "shop").unwrap())
-            .unwrap();
+        let mesh = mesh(workload, providers, policies, semantics);
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
         let diary = Arc::clone(&seen);
         let service = tower::service_fn(move |request: Request<RequestBody<Incoming>>| {
@@ -169,6 +158,27 @@ impl World {
         seen.clear();
         last
     }
+}
+
+/// A mesh with providers and policies.
+pub(crate) fn mesh(
+    workload: Workload,
+    providers: ExtensionProviders,
+    policies: &[String],
+    semantics: Semantics,
+) -> Mesh {
+    let home: mesh_tower::identity::TrustDomain = "cluster.local".parse().unwrap();
+    let now = SystemClock.now();
+    let authority = Authority::new_root(&home, Duration::from_secs(24 * 3600), now).unwrap();
+    let id = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
+    let svid = authority.issue_svid(&id, Duration::ZERO, now).unwrap();
+    let bundles = BundleSet::from_bundles([authority.bundle()]).unwrap();
+    let files = policies.iter().map(|text| ("p.yaml", text.as_str()));
+    Mesh::builder(workload, MeshSettings::new(home))
+        .semantics(semantics)
+        .extension_providers(providers)
+        .build(Arc::new(svid), Arc::new(bundles), Policies::read(files, "shop").unwrap())
+        .unwrap()
 }
 
 /// What an HTTP authorizer does with the next check.

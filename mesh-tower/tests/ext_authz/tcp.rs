@@ -1,0 +1,159 @@
+//! CUSTOM policies that select TCP connections.
+
+use std::future::pending;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_tower::authz::Semantics;
+use mesh_tower::identity::Workload;
+use mesh_tower::{ExtensionProviders, Mesh, Policies, TcpConnection};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::grpc::{Act, Server, code};
+use crate::world::{HttpServer, entry, mesh, nobody};
+
+/// Longer than anything here should take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// CUSTOM for every connection.
+fn custom(provider: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {{name: tcp, namespace: shop}}\nspec:\n  action: CUSTOM\n  \
+         provider: {{name: {provider}}}\n  rules:\n  \
+         - from: [{{source: {{ipBlocks: [\"127.0.0.1\"]}}}}]\n"
+    )
+}
+
+async fn greet(mut connection: TcpConnection) {
+    drop(connection.write_all(b"hello").await);
+    let mut heard = [0; 8];
+    while let Ok(1..) = connection.read(&mut heard).await {}
+}
+
+/// A TCP service that asks `ext`.
+async fn serve(
+    kind: &str,
+    at: SocketAddr,
+    more: Value,
+    semantics: Semantics,
+) -> (Mesh, SocketAddr) {
+    let config = json!({"extensionProviders": [entry("ext", kind, at, &more)]});
+    let providers = ExtensionProviders::from_mesh_config(&config).unwrap();
+    assert!(providers.problems().is_empty(), "{:?}", providers.problems());
+    let mesh = mesh(Workload::new("shop"), providers, &[custom("ext")], semantics);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = mesh.clone();
+    tokio::spawn(async move { serving.serve_tcp(listener, greet, pending()).await });
+    (mesh, address)
+}
+
+/// Says something first, by which a PERMISSIVE server tells plain text.
+async fn greeting(stream: &mut TcpStream) -> bool {
+    stream.write_all(b"hi").await.ok();
+    let mut heard = [0; 5];
+    let read = timeout(PATIENCE, stream.read_exact(&mut heard)).await.expect("it is closed");
+    read.is_ok_and(|_| &heard == b"hello")
+}
+
+async fn admitted(address: SocketAddr) -> bool {
+    greeting(&mut TcpStream::connect(address).await.unwrap()).await
+}
+
+/// [SEM-EXT-15] A gRPC provider is asked once for a connection, about its ends alone, and before
+/// anybody speaks; whatever is no allowing answer closes it.
+#[tokio::test]
+async fn sem_ext_15_a_connection_is_asked_about_once() {
+    let server = Server::start().await;
+    let (_mesh, address) =
+        serve("envoyExtAuthzGrpc", server.address, json!({}), Semantics::strict()).await;
+    server.answer(code(0));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    assert!(greeting(&mut stream).await);
+    stream.write_all(b"one").await.unwrap();
+    stream.write_all(b"two").await.unwrap();
+    assert_eq!(server.connections(), [true]);
+    for act in [
+        Act::Answer(Box::new(code(7))),
+        Act::Answer(Box::new(code(16))),
+        Act::Fail(tonic::Code::Unavailable),
+        Act::Fail(tonic::Code::Internal),
+        Act::Garbage,
+        Act::Wait,
+    ] {
+        server.next(act.clone());
+        assert!(!admitted(address).await, "{act:?}");
+    }
+    assert!(admitted(address).await, "one that fails is asked again by the next connection");
+}
+
+/// [SEM-EXT-13] `failOpen` forgives on TCP what it forgives for requests.
+#[tokio::test]
+async fn sem_ext_13_outages_close_connections_unless_told_otherwise() {
+    let server = Server::start().await;
+    let kind = "envoyExtAuthzGrpc";
+    for (semantics, forgiven) in [(Semantics::strict(), false), (Semantics::istio(), true)] {
+        let open = json!({"failOpen": true});
+        let (_mesh, address) = serve(kind, server.address, open.clone(), semantics).await;
+        server.next(Act::Fail(tonic::Code::Internal));
+        assert_eq!(admitted(address).await, forgiven);
+        server.answer(code(7));
+        assert!(!admitted(address).await, "a refusal is no failure");
+        server.next(Act::Wait);
+        assert!(admitted(address).await, "a timeout");
+        let (_mesh, address) = serve(kind, nobody().await, open, semantics).await;
+        assert!(admitted(address).await, "nobody there");
+        let (_mesh, address) = serve(kind, nobody().await, json!({}), semantics).await;
+        assert!(!admitted(address).await, "nobody there, and closed");
+    }
+}
+
+/// [SEM-TCP-06], [SEM-STRICT-19] An HTTP provider cannot be asked about a connection: Istio lets it
+/// through, we refuse it.
+#[tokio::test]
+async fn sem_tcp_06_http_providers_are_not_asked_on_tcp() {
+    let server = HttpServer::start().await;
+    for (semantics, through) in [(Semantics::strict(), false), (Semantics::istio(), true)] {
+        let kind = "envoyExtAuthzHttp";
+        let (_mesh, address) = serve(kind, server.address, json!({}), semantics).await;
+        assert_eq!(admitted(address).await, through);
+        assert!(server.checks().is_empty());
+    }
+}
+
+/// [SEM-EXT-15] An open connection is not asked about again by whom it has been, and ends where a
+/// new policy asks somebody else.
+#[tokio::test]
+async fn sem_ext_15_a_new_policy_ends_what_nobody_was_asked_about() {
+    let server = Server::start().await;
+    let (mesh, address) =
+        serve("envoyExtAuthzGrpc", server.address, json!({}), Semantics::strict()).await;
+    let policies = |text: &str| Policies::read([("p.yaml", text)], "shop").unwrap();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    assert!(greeting(&mut stream).await);
+    assert_eq!(server.connections().len(), 1);
+    mesh.set_policies(policies(&custom("ext"))).unwrap();
+    let mut byte = [0; 1];
+    let closed = timeout(Duration::from_millis(300), stream.read(&mut byte)).await;
+    assert!(closed.is_err(), "it stays open");
+    assert!(server.connections().is_empty(), "and nobody is asked again");
+
+    // Without the policy nobody is asked; with it again, what came in between was not asked about.
+    mesh.set_policies(policies(
+        &custom("ext")
+            .replace("CUSTOM", "DENY")
+            .replace("127.", "10.")
+            .replace("  provider: {name: ext}\n", ""),
+    ))
+    .unwrap();
+    let mut unasked = TcpStream::connect(address).await.unwrap();
+    assert!(greeting(&mut unasked).await);
+    assert!(server.connections().is_empty());
+    mesh.set_policies(policies(&custom("ext"))).unwrap();
+    let closed = timeout(PATIENCE, unasked.read(&mut byte)).await.expect("it is closed");
+    assert!(matches!(closed, Ok(0) | Err(_)));
+}
