@@ -103,6 +103,8 @@ pub(in crate::rego) enum Key {
     P384(Vec<u8>),
     Ed25519(Vec<u8>),
     Secret(Vec<u8>),
+    /// Of a kind or curve that is not known here: it verifies nothing.
+    Unknown,
 }
 
 impl Key {
@@ -116,6 +118,7 @@ impl Key {
             Self::P256(_) | Self::Ed25519(_) => 2_000,
             Self::P384(_) => 8_000,
             Self::Secret(_) => 50,
+            Self::Unknown => 0,
         }
     }
 
@@ -132,7 +135,11 @@ impl Key {
                 Self::Rsa { n, e } => {
                     RsaPublicKeyComponents { n, e }.verify(rsa, message, signature).is_ok()
                 }
-                Self::P256(_) | Self::P384(_) | Self::Ed25519(_) | Self::Secret(_) => false,
+                Self::P256(_)
+                | Self::P384(_)
+                | Self::Ed25519(_)
+                | Self::Secret(_)
+                | Self::Unknown => false,
             };
         }
         let parameters: &dyn signature::VerificationAlgorithm = match (algorithm, self) {
@@ -145,7 +152,7 @@ impl Key {
             Self::P256(point) | Self::P384(point) | Self::Ed25519(point) => {
                 UnparsedPublicKey::new(parameters, point).verify(message, signature).is_ok()
             }
-            Self::RsaDer(_) | Self::Rsa { .. } | Self::Secret(_) => false,
+            Self::RsaDer(_) | Self::Rsa { .. } | Self::Secret(_) | Self::Unknown => false,
         }
     }
 }
@@ -380,10 +387,11 @@ pub(in crate::rego) fn keys(text: &str) -> Result<Vec<(Option<String>, Key)>, Fa
     if entries.len() > MAX_KEYS {
         return Err(Fault::TooLarge);
     }
-    // What is of a kind or curve that is not known here is no key of ours, as in any JWKS.
-    let keys = entries.iter().filter_map(|entry| {
+    // A key of a kind or curve that is not known here keeps its place: a token that names it is not
+    // judged by the others.
+    let keys = entries.iter().map(|entry| {
         let kid = entry.get("kid").and_then(Json::as_str).map(str::to_owned);
-        Some((kid, jwk(entry)?))
+        (kid, jwk(entry).unwrap_or(Key::Unknown))
     });
     Ok(keys.collect())
 }
