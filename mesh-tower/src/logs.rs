@@ -326,6 +326,18 @@ impl Logs {
 mod tests {
     use super::*;
 
+    /// Writes when it is released.
+    struct Stuck(Receiver<()>);
+    impl Write for Stuck {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0.recv().ok();
+            Ok(data.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
     fn one_of_so_many_is_taken() {
         let sampler = Sampler::new(NonZeroU64::new(3).unwrap());
@@ -336,16 +348,6 @@ mod tests {
     /// A writer that blocks loses lines, and nobody waits for it.
     #[test]
     fn a_slow_writer_delays_nobody() {
-        struct Stuck(Receiver<()>);
-        impl Write for Stuck {
-            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-                self.0.recv().ok();
-                Ok(data.len())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
         let (release, stuck) = std::sync::mpsc::channel();
         let lines = Lines::start(Stuck(stuck), "test").unwrap();
         let taken = (0..QUEUE * 2).filter(|_| lines.push("line".to_owned())).count();
@@ -379,16 +381,6 @@ mod tests {
     /// A writer that never returns does not keep a program from ending.
     #[test]
     fn a_stuck_writer_holds_up_the_end_for_a_moment_only() {
-        struct Stuck(Receiver<()>);
-        impl Write for Stuck {
-            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-                self.0.recv().ok();
-                Ok(data.len())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
         let (release, stuck) = std::sync::mpsc::channel();
         let lines = Lines::start(Stuck(stuck), "test").unwrap();
         assert!(lines.push("line".to_owned()));

@@ -24,8 +24,8 @@ use tokio::time::timeout;
 use crate::body::RequestBody;
 use crate::clock::monotonic;
 use crate::custom::{
-    Authorizer, Changes, CheckAnswer, CheckFuture, CheckRequest, CheckedBody, Context, Denial,
-    RequestChanges, apply, may_change,
+    Authorizer, Changes, CheckAnswer, CheckConnection, CheckFuture, CheckRequest, CheckedBody,
+    Context, Denial, RequestChanges, apply, may_change,
 };
 use crate::decision_log::{DecisionLog, Entry};
 use crate::guard::Admitted;
@@ -213,11 +213,13 @@ impl RegoStage {
         });
         let request = CheckRequest {
             parts,
-            info: &admitted.info,
+            on: CheckConnection {
+                info: &admitted.info,
+                own_id: context.own_id,
+                now: context.now,
+                timeout: self.deadline,
+            },
             host: &admitted.host,
-            own_id: context.own_id,
-            now: context.now,
-            timeout: self.deadline,
             body: body.as_ref(),
         };
         let input = input(&request, admitted.token.as_ref(), only);

@@ -70,11 +70,9 @@ pub type CheckFuture<'r> =
 #[derive(Clone, Copy)]
 pub struct CheckRequest<'r> {
     pub(crate) parts: &'r Parts,
-    pub(crate) info: &'r ConnectionInfo,
+    /// What it is asked about with, as a connection alone is.
+    pub(crate) on: CheckConnection<'r>,
     pub(crate) host: &'r Host,
-    pub(crate) own_id: &'r SpiffeId,
-    pub(crate) now: UnixTime,
-    pub(crate) timeout: Duration,
     pub(crate) body: Option<&'r CheckedBody>,
 }
 
@@ -154,7 +152,7 @@ impl<'r> CheckRequest<'r> {
     /// `https` on mutual TLS, else `http`.
     #[must_use]
     pub fn scheme(&self) -> &'static str {
-        if self.info.tls().is_some() { "https" } else { "http" }
+        if self.connection().tls().is_some() { "https" } else { "http" }
     }
 
     /// `HTTP/1.1` or `HTTP/2`, as Envoy writes it.
@@ -166,25 +164,25 @@ impl<'r> CheckRequest<'r> {
     /// The connection with its verified peer.
     #[must_use]
     pub fn connection(&self) -> &'r ConnectionInfo {
-        self.info
+        self.on.info
     }
 
     /// The identity of this workload.
     #[must_use]
     pub fn own_id(&self) -> &'r SpiffeId {
-        self.own_id
+        self.on.own_id
     }
 
     /// When the request came.
     #[must_use]
     pub fn time(&self) -> UnixTime {
-        self.now
+        self.on.now
     }
 
     /// How long the answer is waited for.
     #[must_use]
     pub fn timeout(&self) -> Duration {
-        self.timeout
+        self.on.timeout
     }
 
     /// The body, if the provider is to see it.

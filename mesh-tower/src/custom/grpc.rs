@@ -127,9 +127,6 @@ impl GrpcAuthorizer {
 
 /// The CheckRequest that Envoy would send.
 fn encode(request: &CheckRequest<'_>) -> proto::CheckRequest {
-    let connection = request.connection();
-    let tls = connection.tls();
-    let peer = connection.peer().map(mesh_identity::VerifiedPeer::id);
     let mut http = proto::HttpRequest {
         method: request.method().as_str().to_owned(),
         headers: headers(request),
@@ -149,35 +146,35 @@ fn encode(request: &CheckRequest<'_>) -> proto::CheckRequest {
     }
     let seconds = i64::try_from(request.time().as_secs()).unwrap_or(i64::MAX);
     let attributes = AttributeContext {
-        source: Some(end(connection.peer_address(), peer)),
-        destination: Some(end(connection.local_address(), tls.map(|_| request.own_id()))),
         request: Some(proto::Request {
             time: Some(proto::Timestamp { seconds, nanos: 0 }),
             http: Some(http),
         }),
         metadata_context: Some(proto::Empty {}),
-        tls_session: tls
-            .and_then(|tls| tls.server_name.clone())
-            .map(|sni| proto::TlsSession { sni }),
         route_metadata_context: Some(proto::Empty {}),
+        ..attributes(&request.on)
     };
     proto::CheckRequest { attributes: Some(attributes) }
 }
 
 /// What Envoy's filter for TCP sends: who is at both ends, and the server name asked for.
 fn encode_connection(check: &CheckConnection<'_>) -> proto::CheckRequest {
+    proto::CheckRequest { attributes: Some(attributes(check)) }
+}
+
+/// The attributes of a connection, which every check has.
+fn attributes(check: &CheckConnection<'_>) -> AttributeContext {
     let connection = check.connection();
     let tls = connection.tls();
     let peer = connection.peer().map(mesh_identity::VerifiedPeer::id);
-    let attributes = AttributeContext {
+    AttributeContext {
         source: Some(end(connection.peer_address(), peer)),
         destination: Some(end(connection.local_address(), tls.map(|_| check.own_id()))),
         tls_session: tls
             .and_then(|tls| tls.server_name.clone())
             .map(|sni| proto::TlsSession { sni }),
         ..AttributeContext::default()
-    };
-    proto::CheckRequest { attributes: Some(attributes) }
+    }
 }
 
 fn end(address: SocketAddr, id: Option<&SpiffeId>) -> proto::Peer {

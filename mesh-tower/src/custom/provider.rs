@@ -177,14 +177,16 @@ impl Provider {
         let body = self.read(parts, body, context).await?;
         let request = CheckRequest {
             parts,
-            info: &arrived.info,
+            on: CheckConnection {
+                info: &arrived.info,
+                own_id: context.own_id,
+                now: context.now,
+                timeout: self.timeout(strict),
+            },
             host: &arrived.host,
-            own_id: context.own_id,
-            now: context.now,
-            timeout: self.timeout(strict),
             body: body.as_ref(),
         };
-        match self.check(request.timeout, || self.authorizer.check(request)).await {
+        match self.check(request.timeout(), || self.authorizer.check(request)).await {
             Ok(CheckAnswer::Allow(changes)) => {
                 count(&self.counts.allowed);
                 Ok(changes)

@@ -47,7 +47,8 @@ where
     };
     let Ok(Ok((version, stream))) = sniffed else { return };
     let io = TokioIo::new(stream);
-    let requests = Requests::default();
+    // HTTP/1 has a deadline for the next head, and needs no count.
+    let requests = (version == HttpVersion::Http2).then(Requests::default);
     let service = WithConnection { service, info: Some(info.clone()) };
     let service = Counted { service, requests: requests.clone() };
     let service = TowerToHyperService::new(service);
@@ -65,7 +66,7 @@ where
                 .max_header_size(usize::try_from(limits.head_bytes).unwrap_or(usize::MAX));
             let connection = pin!(builder.serve_connection(io, service).with_upgrades());
             let finish = http1::UpgradeableConnection::graceful_shutdown;
-            until_over(connection, finish, &mut life, None, limits).await
+            until_over(connection, finish, &mut life, requests.as_ref(), limits).await
         }
         HttpVersion::Http2 => {
             let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -77,7 +78,7 @@ where
                 .keep_alive_timeout(PING_INTERVAL);
             let connection = pin!(builder.serve_connection(io, service));
             let finish = http2::Connection::graceful_shutdown;
-            until_over(connection, finish, &mut life, Some(&requests), limits).await
+            until_over(connection, finish, &mut life, requests.as_ref(), limits).await
         }
     };
     if let Err(error) = served {

@@ -55,11 +55,11 @@ impl Drop for Open {
     }
 }
 
-/// Counts each request from its head to the end of its answer's body.
+/// Counts each request from its head to the end of its answer's body, where anybody asks for it.
 #[derive(Clone, Debug)]
 pub(super) struct Counted<S> {
     pub(super) service: S,
-    pub(super) requests: Requests,
+    pub(super) requests: Option<Requests>,
 }
 
 impl<S, B, R> Service<Request<B>> for Counted<S>
@@ -75,7 +75,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let open = Some(self.requests.begin());
+        let open = self.requests.as_ref().map(Requests::begin);
         CountedFuture { open, answering: self.service.call(request) }
     }
 }

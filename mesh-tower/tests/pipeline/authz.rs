@@ -25,26 +25,19 @@ use mesh_tower::{
 use serde_json::{Value, json};
 
 use crate::http2::Http2;
+use crate::jwt_support::{bytes_of, read_lines};
+use crate::tally::{Verdict, tally};
 use crate::tokens::Issuer;
-use crate::vector::{Matched, Vector, bytes};
+use crate::vector::{Matched, Vector};
 use crate::wire::{Dial, Reply, Stream, ask_http1, latin1};
 use crate::world::{Decided, Identities, LOCALHOST, Witness, bind};
-
-/// What became of a vector.
-enum Verdict {
-    Agrees,
-    /// Ours is stricter by this rule, always.
-    Stricter(&'static str),
-    Skipped(&'static str),
-    Mismatch(String),
-}
 
 /// [SEM-EVAL-01] The order of judgement, and every answer that the recording has, over the network.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sem_eval_01_the_recorded_decisions_over_real_sockets() {
     let folder = std::env::var_os("MESH_AUTHZ_VECTORS").map(PathBuf::from);
     let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../mesh-authz/tests/vectors");
-    let lines = crate::jwt_support::read_lines(&folder.unwrap_or_else(own));
+    let lines = read_lines(&folder.unwrap_or_else(own));
     let vectors: Vec<Vector> =
         lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let mut sets: BTreeMap<&str, Vec<&Vector>> = BTreeMap::new();
@@ -60,42 +53,8 @@ async fn sem_eval_01_the_recorded_decisions_over_real_sockets() {
             .buffer_unordered(4)
             .concat()
             .await;
-    let (mut agree, mut mismatches) = (0_usize, Vec::new());
-    let (mut stricter, mut skipped) = (BTreeMap::new(), BTreeMap::new());
-    let mut by_group: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    for (vector, verdict) in &verdicts {
-        let group = by_group.entry(vector.group()).or_default();
-        group.1 += 1;
-        match verdict {
-            Verdict::Agrees => {
-                agree += 1;
-                group.0 += 1;
-            }
-            Verdict::Stricter(why) => *stricter.entry(*why).or_insert(0_usize) += 1,
-            Verdict::Skipped(why) => *skipped.entry(*why).or_insert(0_usize) += 1,
-            Verdict::Mismatch(what) => mismatches.push(format!("{}: {what}", vector.id)),
-        }
-    }
-    for (group, (agree, total)) in by_group {
-        println!("  {group}: {total} total, {agree} agree");
-    }
-    for (why, count) in &stricter {
-        println!("  {count} refused with 400, always: {why}");
-    }
-    for (why, count) in &skipped {
-        println!("  {count} skipped: {why}");
-    }
-    for line in mismatches.iter().take(40) {
-        println!("  MISMATCH {line}");
-    }
-    println!(
-        "authz vectors over sockets: {} total, {agree} agree, {} stricter, {} skipped, {} mismatches",
-        verdicts.len(),
-        stricter.values().sum::<usize>(),
-        skipped.values().sum::<usize>(),
-        mismatches.len()
-    );
-    assert!(mismatches.is_empty(), "{} mismatches", mismatches.len());
+    let judged = verdicts.iter().map(|(vector, verdict)| (vector.group(), &*vector.id, verdict));
+    let agree = tally("authz", "stricter", judged);
     assert!(agree * 10 >= verdicts.len() * 8, "only {agree} of {} were compared", verdicts.len());
 }
 
@@ -326,7 +285,7 @@ impl Server {
             ),
         ] {
             if decided.detail == detail {
-                return Verdict::Stricter(rule);
+                return Verdict::Differs(rule);
             }
         }
         let Some(reply) = reply else {
@@ -408,9 +367,9 @@ fn differences(
 /// The request as bytes of HTTP/1.1.
 fn http1(vector: &Vector, token: Option<&str>) -> Vec<u8> {
     let request = &vector.request;
-    let mut text = bytes(&request.method);
+    let mut text = bytes_of(&request.method);
     text.push(b' ');
-    text.extend(bytes(request.path.as_deref().unwrap_or_default()));
+    text.extend(bytes_of(request.path.as_deref().unwrap_or_default()));
     text.extend(b" HTTP/1.1\r\n");
     let mut line = |name: &[u8], value: &[u8]| {
         for part in [name, b": ", value, b"\r\n"] {
@@ -418,13 +377,13 @@ fn http1(vector: &Vector, token: Option<&str>) -> Vec<u8> {
         }
     };
     if let Some(authority) = &request.authority {
-        line(b"Host", &bytes(authority));
+        line(b"Host", &bytes_of(authority));
     }
     for (name, value) in &request.headers {
-        line(&bytes(name), &bytes(value));
+        line(&bytes_of(name), &bytes_of(value));
     }
     if let Some(xff) = &request.xff {
-        line(b"x-forwarded-for", &bytes(xff));
+        line(b"x-forwarded-for", &bytes_of(xff));
     }
     if let Some(token) = token {
         line(b"authorization", format!("Bearer {token}").as_bytes());
@@ -450,10 +409,10 @@ fn http2(vector: &Vector, token: Option<&str>) -> Result<http::Request<()>, &'st
     if !path.starts_with('/') && request.method != "CONNECT" || path.contains('#') {
         return Err(NOT_SENT);
     }
-    let uri = http::Uri::try_from(bytes(&uri)).map_err(|_why| NOT_SENT)?;
+    let uri = http::Uri::try_from(bytes_of(&uri)).map_err(|_why| NOT_SENT)?;
     let mut sent = http::Request::builder().method(request.method.as_str()).uri(uri);
-    let lines = request.headers.iter().map(|(name, value)| (name.as_str(), bytes(value)));
-    let xff = request.xff.iter().map(|value| ("x-forwarded-for", bytes(value)));
+    let lines = request.headers.iter().map(|(name, value)| (name.as_str(), bytes_of(value)));
+    let xff = request.xff.iter().map(|value| ("x-forwarded-for", bytes_of(value)));
     let token = token.map(|token| ("authorization", format!("Bearer {token}").into_bytes()));
     for (name, value) in lines.chain(xff).chain(token) {
         sent = sent.header(name, value);

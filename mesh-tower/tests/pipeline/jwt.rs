@@ -5,7 +5,6 @@
 //! every vector; without the variable one in eight. `MESH_JWT_VECTORS` names another folder than
 //! the copy in mesh-authn.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,15 +27,9 @@ use crate::jwt_support::{
     Documents, bytes_of, check, compare, compare_token, compare_upstream, compile, documents,
     read_lines,
 };
+use crate::tally::{Verdict, tally};
 use crate::wire::{Dial, Reply, ask_http1, latin1};
 use crate::world::{LOCALHOST, Witness, bind};
-
-enum Verdict {
-    Agrees,
-    Deviates(&'static str),
-    Skipped(&'static str),
-    Mismatch(String),
-}
 
 /// [SEC-JWT-7], [SEM-EVAL-01] Status, body, challenge and gRPC status of a refusal; principal, claims,
 /// path and headers of what reaches a handler.
@@ -56,43 +49,8 @@ async fn sec_jwt_7_the_recorded_answers_to_tokens_over_real_sockets() {
         .buffer_unordered(8)
         .collect()
         .await;
-    let (mut agree, mut mismatches) = (0_usize, Vec::new());
-    let (mut deviations, mut skipped) = (BTreeMap::new(), BTreeMap::new());
-    let mut by_group: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    for (vector, verdict) in &verdicts {
-        let group = by_group.entry(&vector.group).or_default();
-        group.1 += 1;
-        match verdict {
-            Verdict::Agrees => {
-                agree += 1;
-                group.0 += 1;
-            }
-            Verdict::Deviates(why) => *deviations.entry(*why).or_insert(0_usize) += 1,
-            Verdict::Skipped(why) => *skipped.entry(*why).or_insert(0_usize) += 1,
-            Verdict::Mismatch(what) => mismatches.push(format!("{}: {what}", vector.id)),
-        }
-    }
-    for (group, (agree, total)) in by_group {
-        println!("  {group}: {total} total, {agree} agree");
-    }
-    for (why, count) in &deviations {
-        println!("  {count} documented deviations: {why}");
-    }
-    for (why, count) in &skipped {
-        println!("  {count} skipped: {why}");
-    }
-    for line in mismatches.iter().take(40) {
-        println!("  MISMATCH {line}");
-    }
-    println!(
-        "jwt vectors over sockets: {} total, {agree} agree, {} documented deviations, {} skipped, \
-         {} mismatches",
-        verdicts.len(),
-        deviations.values().sum::<usize>(),
-        skipped.values().sum::<usize>(),
-        mismatches.len()
-    );
-    assert!(mismatches.is_empty(), "{} mismatches", mismatches.len());
+    let judged = verdicts.iter().map(|(vector, verdict)| (&*vector.group, &*vector.id, verdict));
+    let agree = tally("jwt", "documented deviations", judged);
     assert!(agree * 10 >= verdicts.len() * 9, "only {agree} of {} agree", verdicts.len());
 }
 
@@ -143,7 +101,7 @@ impl Server {
         let documented = compare(vector, &compile(vector, &options), &options);
         let verdict = self.ask(vector).await;
         match (verdict, documented) {
-            (Verdict::Mismatch(_), Ok(Some(deviation))) => Verdict::Deviates(deviation.reason()),
+            (Verdict::Mismatch(_), Ok(Some(deviation))) => Verdict::Differs(deviation.reason()),
             (Verdict::Mismatch(what), _) => of_the_wire(vector, what),
             (verdict, _) => verdict,
         }
@@ -220,13 +178,13 @@ fn of_the_wire(vector: &Vector, what: String) -> Verdict {
     let mut headers = vector.request.headers.iter();
     let says_scheme = headers.any(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-proto"));
     if what.contains("malformed_request{host is not a host}") {
-        return Verdict::Deviates("an empty host is 400 [SEC-HTTP-5]");
+        return Verdict::Differs("an empty host is 400 [SEC-HTTP-5]");
     }
     if what.contains("fromHeaders[0].name: not a header name") {
-        return Verdict::Deviates("a pseudo-header is refused as a place of tokens, when read");
+        return Verdict::Differs("a pseudo-header is refused as a place of tokens, when read");
     }
     if says_scheme && what.starts_with("www-authenticate") {
-        return Verdict::Deviates("the scheme in a challenge is the connection's [SEC-HTTP-2]");
+        return Verdict::Differs("the scheme in a challenge is the connection's [SEC-HTTP-2]");
     }
     Verdict::Mismatch(what)
 }

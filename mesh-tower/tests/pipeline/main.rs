@@ -17,6 +17,7 @@ mod jwt;
 #[path = "../../../mesh-authn/tests/jwt_support/mod.rs"]
 mod jwt_support;
 mod paths;
+mod tally;
 mod tokens;
 mod vector;
 mod wire;

@@ -139,8 +139,3 @@ impl Matched {
         }
     }
 }
-
-/// The bytes that a string of the vectors stands for.
-pub(crate) fn bytes(text: &str) -> Vec<u8> {
-    text.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect()
-}
