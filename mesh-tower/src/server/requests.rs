@@ -32,15 +32,15 @@ impl Requests {
 
     /// Resolves when there has been no request for `limit`, at the latest a quarter later.
     pub(super) async fn idle(&self, limit: Duration) {
-        let (mut quiet, mut before) = (0, None);
+        let (mut quiet, mut before) = (0, 0);
         while quiet < LOOKS {
             tokio::time::sleep(limit.checked_div(LOOKS).unwrap_or(limit)).await;
             // In this order a request that begins between the two is not taken for none.
             let ended = self.0.ended.load(Ordering::Acquire);
             let begun = self.0.begun.load(Ordering::Acquire);
-            let is_quiet = begun == ended && before.is_none_or(|before| before == begun);
+            let is_quiet = begun == ended && begun == before;
             quiet = if is_quiet { quiet.saturating_add(1) } else { 0 };
-            before = Some(begun);
+            before = begun;
         }
     }
 }
@@ -130,5 +130,30 @@ impl<B: Body> Body for CountedBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::monotonic;
+
+    /// [SEC-HTTP-14] A request before the first look counts as one: the limit runs from its end.
+    #[tokio::test]
+    async fn the_limit_runs_from_the_end_of_the_last_request() {
+        let (limit, requests) = (Duration::from_millis(200), Requests::default());
+        let begun = monotonic();
+        requests.idle(limit).await;
+        assert!(begun.elapsed() >= limit);
+
+        let (requests, begun) = (Requests::default(), monotonic());
+        let request = async {
+            let open = requests.begin();
+            tokio::time::sleep(limit / 5).await;
+            drop(open);
+            monotonic()
+        };
+        let (ended, ()) = tokio::join!(request, requests.idle(limit));
+        assert!(ended.elapsed() >= limit, "{:?} after {:?}", ended.elapsed(), begun.elapsed());
     }
 }
