@@ -1,7 +1,7 @@
 //! Certificate requests: proof that the caller has a key, and nothing else ([SEC-CA-1]).
 
 use mesh_identity::x509::check_public_key;
-use rcgen::SubjectPublicKeyInfo;
+use rcgen::{PublicKeyData as _, SubjectPublicKeyInfo};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::der_parser::asn1_rs::Oid;
 use x509_parser::oid_registry::{
@@ -32,7 +32,7 @@ const SIGNATURES: [Oid<'static>; 7] = [
 /// Names, extensions and attributes of the request are not kept: they decide nothing.
 #[derive(Debug)]
 pub struct CertificateRequest {
-    key: SubjectPublicKeyInfo,
+    /// Subject public key info, DER, as we write it: nothing of how the request wrote it is kept.
     spki: Vec<u8>,
 }
 
@@ -58,9 +58,7 @@ impl CertificateRequest {
             return Err(CaError::CsrSignature);
         }
         request.verify_signature().map_err(|_detail| CaError::CsrSignature)?;
-        let spki = info.raw.to_vec();
-        let key = SubjectPublicKeyInfo::from_der(&spki)?;
-        Ok(Self { key, spki })
+        Self::rewritten(info.raw)
     }
 
     /// Takes a bare public key (subject public key info, DER): the caller's possession of it has
@@ -74,12 +72,11 @@ impl CertificateRequest {
             return Err(CaError::Csr);
         }
         check_public_key(spki).map_err(CaError::CsrKey)?;
-        let key = SubjectPublicKeyInfo::from_der(spki)?;
-        Ok(Self { key, spki: spki.to_vec() })
+        Self::rewritten(spki)
     }
 
-    pub(crate) fn key(&self) -> &SubjectPublicKeyInfo {
-        &self.key
+    fn rewritten(spki: &[u8]) -> Result<Self, CaError> {
+        Ok(Self { spki: SubjectPublicKeyInfo::from_der(spki)?.subject_public_key_info() })
     }
 
     pub(crate) fn spki(&self) -> &[u8] {

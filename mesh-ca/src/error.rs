@@ -21,6 +21,10 @@ pub enum CaError {
     #[error("roots: {0}")]
     Bundle(#[from] BundleError),
 
+    /// A certificate that leaves would be sent with breaks a rule for issuers.
+    #[error("the authority's chain, counted from a leaf: {0}")]
+    Chain(#[source] SvidLoadError),
+
     /// The certificate request is not PKCS#10, something follows it, or it is too long.
     #[error("certificate request cannot be read")]
     Csr,
@@ -106,6 +110,10 @@ pub enum CaError {
     /// The authority's certificate ends too soon; rotate it ([SEC-CA-5]).
     #[error("the authority's certificate ends too soon to issue; rotate it")]
     RotationDue,
+
+    /// Whoever holds the authority's key does not sign.
+    #[error("the authority's key does not sign")]
+    Signer,
 
     /// The state could not be written: what it describes has not happened.
     #[error("the state cannot be written: {0}")]

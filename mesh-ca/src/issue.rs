@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_identity::{SpiffeId, TrustBundle, TrustDomain, X509Svid};
 use rustls_pki_types::{CertificateDer, DnsName, UnixTime};
 
-use crate::authority::{Authority, Issued};
+use crate::authority::{Authority, IssuedLife};
 use crate::csr::CertificateRequest;
 use crate::error::CaError;
 use crate::jwt::{IssuedToken, JwtKey};
@@ -215,9 +215,10 @@ impl Ca {
         ttl: Duration,
         now: UnixTime,
     ) -> Result<Vec<CertificateDer<'static>>, CaError> {
-        let issued = self.view().signing.issue_to(id, request, self.cap(ttl), now)?;
+        let signing = Arc::clone(&self.view().signing);
+        let (chain, issued) = signing.issue_to(id, request, self.cap(ttl), now)?;
         self.record_certificate(caller, id, &issued, now)?;
-        Ok(issued.chain)
+        Ok(chain)
     }
 
     /// Issues a JWT-SVID to an authenticated caller. `issuer` becomes `iss`.
@@ -266,7 +267,7 @@ impl Ca {
         &self,
         caller: &str,
         id: &SpiffeId,
-        issued: &Issued,
+        issued: &IssuedLife,
         now: UnixTime,
     ) -> Result<(), CaError> {
         let life = (issued.not_before, issued.not_after);

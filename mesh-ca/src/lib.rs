@@ -15,6 +15,7 @@ pub mod istio_ca;
 mod jwt;
 mod key;
 mod key_ring;
+mod leaf;
 mod limits;
 mod log;
 mod pem;

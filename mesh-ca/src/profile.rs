@@ -1,15 +1,15 @@
-//! What the certificates say: exactly the profile of an X.509-SVID, and of its authority
-//! (X509-SVID section 4 and appendix A).
+//! What authorities' certificates say (X509-SVID section 4 and appendix A), and how long what they
+//! issue lives.
 
 use std::time::Duration;
 
-use mesh_identity::{SpiffeId, TrustDomain};
+use mesh_identity::TrustDomain;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, SanType,
+    SerialNumber,
 };
 use ring::rand::{SecureRandom, SystemRandom};
-use rustls_pki_types::{DnsName, UnixTime};
+use rustls_pki_types::UnixTime;
 use time::OffsetDateTime;
 
 use crate::error::CaError;
@@ -22,27 +22,6 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
 
 /// The longest life of an SVID; a request for more gets this ([SEC-CA-5]).
 pub const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// A leaf and its serial number: one URI SAN, no subject, digitalSignature, both TLS roles, never a CA.
-/// DNS names follow the URI; only the authority's own servers have some.
-pub(crate) fn leaf(
-    id: &SpiffeId,
-    dns_names: &[DnsName<'_>],
-    not_before: UnixTime,
-    not_after: UnixTime,
-) -> Result<(CertificateParams, Vec<u8>), CaError> {
-    let mut params = common(not_before, not_after)?;
-    let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes);
-    params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
-    for name in dns_names {
-        params.subject_alt_names.push(SanType::DnsName(name.as_ref().try_into()?));
-    }
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    Ok((params, serial.unwrap_or_default()))
-}
 
 /// A root: the trust domain's own SPIFFE ID, keyCertSign and cRLSign.
 pub(crate) fn root(
@@ -74,7 +53,7 @@ pub(crate) fn intermediate(
 fn common(not_before: UnixTime, not_after: UnixTime) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.serial_number = Some(serial()?);
+    params.serial_number = Some(SerialNumber::from_slice(&serial()?));
     params.not_before = encode(not_before)?;
     params.not_after = encode(not_after)?;
     // [SEC-CA-3] rcgen adds the subject's key identifier by itself.
@@ -82,15 +61,18 @@ fn common(not_before: UnixTime, not_after: UnixTime) -> Result<CertificateParams
     Ok(params)
 }
 
+/// Octets of a serial number.
+pub(crate) const SERIAL: usize = 16;
+
 /// [SEC-CA-3] Positive, 126 random bits, 16 octets; nothing of it can be predicted.
-fn serial() -> Result<SerialNumber, CaError> {
-    let mut bytes = [0_u8; 16];
+pub(crate) fn serial() -> Result<[u8; SERIAL], CaError> {
+    let mut bytes = [0_u8; SERIAL];
     SystemRandom::new().fill(&mut bytes).map_err(|_detail| CaError::Random)?;
     if let Some(first) = bytes.first_mut() {
         // The sign bit is clear, and the first octet is not zero, so that the length is fixed.
         *first = (*first & 0x7f) | 0x40;
     }
-    Ok(SerialNumber::from_slice(&bytes))
+    Ok(bytes)
 }
 
 /// `now`, less the skew allowance.
@@ -103,7 +85,7 @@ pub(crate) fn after(time: UnixTime, by: Duration) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(time.as_secs()).saturating_add(by))
 }
 
-fn encode(at: UnixTime) -> Result<OffsetDateTime, CaError> {
+pub(crate) fn encode(at: UnixTime) -> Result<OffsetDateTime, CaError> {
     let seconds = i64::try_from(at.as_secs()).map_err(|_detail| CaError::Time)?;
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|_detail| CaError::Time)
 }
@@ -119,9 +101,8 @@ mod tests {
     #[ignore = "ten million serial numbers take some seconds and 160 MB"]
     fn sec_ca_3_ten_million_serials_and_no_repeat() {
         let count = 10_000_000;
-        let number = |bytes: Vec<u8>| u128::from_be_bytes(bytes.try_into().unwrap());
         let mut serials: Vec<u128> =
-            (0..count).map(|_| number(serial().unwrap().to_bytes())).collect();
+            (0..count).map(|_| u128::from_be_bytes(serial().unwrap())).collect();
         serials.sort_unstable();
         serials.dedup();
         assert_eq!(serials.len(), count);
@@ -130,9 +111,9 @@ mod tests {
     #[test]
     fn sec_ca_3_serials_are_positive_long_and_never_repeat() {
         let count = 100_000;
-        let serials: HashSet<Vec<u8>> = (0..count).map(|_| serial().unwrap().to_bytes()).collect();
+        let serials: HashSet<[u8; SERIAL]> = (0..count).map(|_| serial().unwrap()).collect();
         assert_eq!(serials.len(), count);
-        assert!(serials.iter().all(|one| one.len() == 16 && (0x40..0x80).contains(&one[0])));
+        assert!(serials.iter().all(|one| (0x40..0x80).contains(&one[0])));
         // Neither a counter nor a time shows: every octet takes every value it can.
         for octet in 1..16 {
             let values: HashSet<u8> = serials.iter().map(|one| one[octet]).collect();

@@ -10,7 +10,7 @@ use rustls_pki_types::{
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::spiffe_id::SpiffeId;
-use crate::x509::{CertificateProfile, MAX_CHAIN_CERTIFICATES, SvidError};
+use crate::x509::{CertificateProfile, MAX_CHAIN_CERTIFICATES, SvidError, SvidIssuers, SvidLeaf};
 
 /// A certificate chain, leaf first, and the leaf's private key (PKCS#8, PKCS#1 or SEC 1).
 ///
@@ -75,22 +75,38 @@ impl X509Svid {
         Self::new(chain, key.secret_pkcs8_der(), KeyForm::Pkcs8)
     }
 
+    /// Takes a leaf and its issuers as they have been read, and a PKCS#8 key.
+    ///
+    /// # Errors
+    ///
+    /// [`SvidLoadError::Issuer`] for issuers of another trust domain.
+    pub fn from_parts(
+        leaf: SvidLeaf<'static>,
+        issuers: &SvidIssuers,
+        key: &PrivatePkcs8KeyDer<'_>,
+    ) -> Result<Self, SvidLoadError> {
+        if issuers.trust_domain() != leaf.id().trust_domain() {
+            return Err(SvidLoadError::Issuer { at: 1, error: SvidError::IssuerId });
+        }
+        let (leaf, id, profile) = leaf.into_parts();
+        let mut chain = Vec::with_capacity(issuers.certificates().len().saturating_add(1));
+        chain.push(leaf);
+        chain.extend_from_slice(issuers.certificates());
+        let key = Zeroizing::new(key.secret_pkcs8_der().to_vec());
+        Ok(Self { id, chain, key, form: KeyForm::Pkcs8, profile })
+    }
+
     fn new(
         chain: Vec<CertificateDer<'static>>,
         key: &[u8],
         form: KeyForm,
     ) -> Result<Self, SvidLoadError> {
-        let leaf = chain.first().ok_or(SvidLoadError::NoChain)?;
         if chain.len() > MAX_CHAIN_CERTIFICATES {
             return Err(SvidError::TooManyCertificates.into());
         }
-        let profile = CertificateProfile::parse(leaf)?;
-        let id = profile.leaf_id()?;
-        for (at, issuer) in chain.iter().enumerate().skip(1) {
-            CertificateProfile::parse(issuer)
-                .and_then(|issuer| issuer.check_issuer(id.trust_domain()))
-                .map_err(|error| SvidLoadError::Issuer { at, error })?;
-        }
+        let (leaf, issuers) = chain.split_first().ok_or(SvidLoadError::NoChain)?;
+        let (_, id, profile) = SvidLeaf::parse(leaf.clone())?.into_parts();
+        SvidIssuers::parse(id.trust_domain(), issuers.to_vec())?;
         let key = Zeroizing::new(key.to_vec());
         Ok(Self { id, chain, key, form, profile })
     }

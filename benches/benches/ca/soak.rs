@@ -8,6 +8,10 @@ use rustls_pki_types::UnixTime;
 
 use crate::thread_time;
 
+const RATE: Rate = Rate { burst: 1_000_000_000, per_second: 1_000_000 };
+
+pub(crate) const NO_LIMITS: Limits = Limits { per_identity: RATE, total: RATE, concurrency: 64 };
+
 const IDENTITIES: usize = 10_000;
 const CERTIFICATES: usize = 100_000;
 
@@ -27,9 +31,8 @@ fn resident() -> usize {
 fn soak() {
     let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
     let begin = 1_800_000_000;
-    let rate = Rate { burst: 1_000_000, per_second: 1_000_000 };
     let mut settings = CaSettings::new().unwrap();
-    settings.limits = Limits { per_identity: rate, total: rate, concurrency: 64 };
+    settings.limits = NO_LIMITS;
     let domain = "cluster.local".parse().unwrap();
     let ca = Ca::new(&domain, settings, JsonLines::new(std::io::sink()), at(begin)).unwrap();
     let ids: Vec<SpiffeId> = (0..IDENTITIES)

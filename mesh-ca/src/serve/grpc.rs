@@ -177,6 +177,7 @@ pub(super) fn status(error: &CaError) -> Status {
         CaError::Limit(limit) => Status::resource_exhausted(limit.to_string()),
         CaError::Authority(_)
         | CaError::Bundle(_)
+        | CaError::Chain(_)
         | CaError::Encode(_)
         | CaError::Id(_)
         | CaError::IntermediateLife
@@ -190,6 +191,7 @@ pub(super) fn status(error: &CaError) -> Status {
         | CaError::Overlap
         | CaError::Random
         | CaError::RotationDue
+        | CaError::Signer
         | CaError::State(_)
         | CaError::Time => {
             tracing::error!(%error, "the authority cannot issue");

@@ -5,6 +5,7 @@
 
 mod error;
 mod key;
+mod leaf;
 #[cfg(test)]
 mod limbo;
 mod path;
@@ -17,9 +18,9 @@ use x509_parser::prelude::FromDer;
 
 pub use error::SvidError;
 pub use key::check_public_key;
+pub use leaf::{SvidIssuers, SvidLeaf};
 pub use profile::{CertificateProfile, Validity};
 
-use self::path::PathStep;
 use crate::bundle::{BundleSet, X509Authority};
 use crate::spiffe_id::SpiffeId;
 
@@ -106,35 +107,22 @@ pub fn verify_svid(
     bundles: &BundleSet,
     now: UnixTime,
     role: Role,
-    algorithms: &[&'static dyn SignatureVerificationAlgorithm],
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
 ) -> Result<VerifiedSvid, SvidError> {
     let (leaf, intermediates) = chain.split_first().ok_or(SvidError::EmptyChain)?;
-    if chain.len() > MAX_CHAIN_CERTIFICATES {
+    check_size(leaf, intermediates)?;
+    let leaf = SvidLeaf::parse(CertificateDer::from(leaf.as_ref()))?;
+    leaf.verify(intermediates, bundles, now, role, algorithms)
+}
+
+/// [SEC-ID-7] Before anything is read.
+fn check_size(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Result<(), SvidError> {
+    if intermediates.len() >= MAX_CHAIN_CERTIFICATES {
         return Err(SvidError::TooManyCertificates);
     }
-    let bytes = chain.iter().fold(0_usize, |sum, one| sum.saturating_add(one.len()));
-    if bytes > MAX_CHAIN_BYTES {
-        return Err(SvidError::ChainTooLong);
-    }
-    let profile = CertificateProfile::parse(leaf)?;
-    let id = profile.leaf_id()?;
-
-    // [SEC-ID-8] The trust domain that the leaf claims chooses whom to ask, and nothing else does.
-    let bundle = bundles.get(id.trust_domain()).ok_or(SvidError::UnknownTrustDomain)?;
-    let step = PathStep {
-        trust_domain: id.trust_domain(),
-        authorities: bundle.x509_authorities(),
-        crls: bundle.crls(),
-        now,
-        role,
-        algorithms,
-    };
-    let issuers = step.verify(leaf, intermediates)?;
-    let path = profile.validity().intersection(issuers.validity);
-    let stands = match bundle.crls() {
-        Some(crls) => path.intersection(Validity::before(crls.next_update())),
-        None => path,
-    };
-    let authority = issuers.authority.clone();
-    Ok(VerifiedSvid { id, path, stands, authority })
+    let bytes = intermediates.iter().fold(leaf.len(), |sum, one| sum.saturating_add(one.len()));
+    if bytes > MAX_CHAIN_BYTES { Err(SvidError::ChainTooLong) } else { Ok(()) }
 }

@@ -24,7 +24,7 @@ pub(super) struct PathStep<'a> {
     pub(super) crls: Option<&'a CrlSet>,
     pub(super) now: UnixTime,
     pub(super) role: Role,
-    pub(super) algorithms: &'a [&'static dyn SignatureVerificationAlgorithm],
+    pub(super) algorithms: &'a [&'a dyn SignatureVerificationAlgorithm],
 }
 
 /// The issuers of a leaf, verified up to an authority.

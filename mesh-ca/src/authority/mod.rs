@@ -1,24 +1,28 @@
 //! The authority: a certificate and key that sign for one trust domain.
 
+mod load;
+#[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "a test fails by panicking")]
+mod tests;
+
 use std::fmt;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use mesh_identity::x509::{
-    CertificateProfile, MAX_CHAIN_BYTES, Role, SvidError, Validity, verify_svid,
+    CertificateProfile, MAX_CHAIN_BYTES, Role, SvidError, SvidIssuers, SvidLeaf, Validity,
 };
 use mesh_identity::{BundleSet, SpiffeId, TrustBundle, TrustDomain, X509Authority, X509Svid};
-use rcgen::{Issuer, PublicKeyData};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{
-    CertificateDer, DnsName, PrivatePkcs8KeyDer, SignatureVerificationAlgorithm, UnixTime,
-};
+use rcgen::{Issuer, PublicKeyData as _};
+use rustls_pki_types::{CertificateDer, DnsName, SignatureVerificationAlgorithm, UnixTime};
 #[cfg(feature = "export")]
 use zeroize::Zeroizing;
 
+pub use self::load::PluggedIn;
 use crate::csr::CertificateRequest;
 use crate::error::CaError;
-use crate::key::{CaKey, KeyKind, Signer, generate_pkcs8};
+use crate::key::{CaKey, Generated, KeyKind, SignError, Signed, Signer};
+use crate::leaf::{Leaf, LeafWriter};
 use crate::pem;
 use crate::profile::{self, DEFAULT_TTL, MAX_TTL, after, backdated};
 
@@ -61,8 +65,9 @@ pub struct Authority {
     certificate: CertificateDer<'static>,
     not_after: UnixTime,
     issuer: Issuer<'static, CaKey>,
+    leaves: LeafWriter,
     /// What leaves are sent with: the way up to the root, which is not part of it.
-    intermediates: Vec<CertificateDer<'static>>,
+    issuers: SvidIssuers,
     roots: BundleSet,
     /// Its own certificate as the only authority: what a leaf is checked against once the way above
     /// has been verified.
@@ -138,83 +143,6 @@ impl Authority {
         Self::assemble(trust_domain, certificate, key, Vec::new(), roots)
     }
 
-    /// Loads a root certificate and its PKCS#8 key from PEM, as Istio's `ca-cert.pem` and
-    /// `ca-key.pem` hold them.
-    ///
-    /// # Errors
-    ///
-    /// What cannot be read or used, and a key that does not belong to the certificate.
-    pub fn from_pem(
-        trust_domain: &TrustDomain,
-        certificate: &[u8],
-        key: &[u8],
-    ) -> Result<Self, CaError> {
-        let certificate = one_certificate(certificate)?;
-        Self::assemble_root(trust_domain, certificate, CaKey::from_pem(key)?)
-    }
-
-    /// Loads a certificate authority as an operator plugs it into Istio.
-    ///
-    /// # Errors
-    ///
-    /// What cannot be read or used, a key that does not belong to the certificate, and a chain that
-    /// does not lead to one of the roots.
-    pub fn from_plugged_in(
-        trust_domain: &TrustDomain,
-        files: &PluggedIn<'_>,
-        now: UnixTime,
-    ) -> Result<Self, CaError> {
-        Self::plug_in(trust_domain, files, CaKey::from_pem(files.key)?, now)
-    }
-
-    /// As [`Authority::from_plugged_in`], with the key in somebody else's hands; `files.key` is not
-    /// looked at.
-    ///
-    /// # Errors
-    ///
-    /// As [`Authority::from_plugged_in`].
-    pub fn from_plugged_in_with(
-        trust_domain: &TrustDomain,
-        files: &PluggedIn<'_>,
-        signer: Box<dyn Signer>,
-        now: UnixTime,
-    ) -> Result<Self, CaError> {
-        Self::plug_in(trust_domain, files, CaKey::from_signer(signer)?, now)
-    }
-
-    fn plug_in(
-        trust_domain: &TrustDomain,
-        files: &PluggedIn<'_>,
-        key: CaKey,
-        now: UnixTime,
-    ) -> Result<Self, CaError> {
-        // cert-manager's tls.crt goes on with the chain.
-        let certificate = CertificateDer::pem_slice_iter(files.certificate).next();
-        let certificate = certificate.ok_or(CaError::NotOne)?;
-        let certificate =
-            certificate.map_err(|_detail| CaError::Authority(SvidError::Malformed))?;
-        let roots = TrustBundle::from_pem(trust_domain.clone(), files.roots)?;
-        let is_root = |der: &CertificateDer<'_>| {
-            roots.x509_authorities().iter().any(|root| root.der() == der)
-        };
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(files.chain).collect();
-        let chain = chain.map_err(|_detail| CaError::Authority(SvidError::Malformed))?;
-        // The chain file may begin with the authority itself, and may end with the root: leaves are
-        // sent with the first and without the second.
-        let mut intermediates = Vec::new();
-        if !is_root(&certificate) {
-            intermediates.push(certificate.clone());
-            let above = chain.into_iter().filter(|der| *der != certificate && !is_root(der));
-            intermediates.extend(above);
-        }
-        let authority = Self::assemble(trust_domain, certificate, key, intermediates, roots)?;
-        // What it would issue is what shows whether the chain leads to a root.
-        let probe = format!("spiffe://{trust_domain}/probe").parse()?;
-        let key = CaKey::generate(KeyKind::P256)?;
-        authority.issue(&probe, &[], &key, DEFAULT_TTL, now)?;
-        Ok(authority)
-    }
-
     /// Makes an intermediate authority with a fresh key, which may issue leaves and nothing else.
     ///
     /// # Errors
@@ -232,7 +160,7 @@ impl Authority {
         let key = CaKey::generate(KeyKind::P256)?;
         let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
         let mut intermediates = vec![certificate.clone()];
-        intermediates.extend(self.intermediates.iter().cloned());
+        intermediates.extend_from_slice(self.issuers.certificates());
         Self::assemble(&self.trust_domain, certificate, key, intermediates, self.bundle())
     }
 
@@ -254,12 +182,14 @@ impl Authority {
             trust_domain: trust_domain.clone(),
             not_after: profile.validity().not_after(),
             allows_authorities: profile.path_length() != Some(0),
+            leaves: LeafWriter::new(&certificate, &key)?,
             issuer: Issuer::from_ca_cert_der(&certificate, key)?,
             own: BundleSet::from_bundles([own])?,
             above: OnceLock::new(),
             anchor,
             certificate,
-            intermediates,
+            issuers: SvidIssuers::parse(trust_domain.as_str(), intermediates)
+                .map_err(CaError::Chain)?,
             roots: BundleSet::from_bundles([roots])?,
         })
     }
@@ -289,12 +219,11 @@ impl Authority {
         dns_names: &[DnsName<'_>],
         ttl: Duration,
         now: UnixTime,
-    ) -> Result<(X509Svid, Issued), CaError> {
-        let pkcs8 = generate_pkcs8(KeyKind::P256)?;
-        let issued = self.issue(id, dns_names, &Generated::from_pkcs8(&pkcs8)?, ttl, now)?;
-        let key = PrivatePkcs8KeyDer::from(pkcs8.as_slice());
-        let svid = X509Svid::from_der(issued.chain.clone(), &key)?;
-        Ok((svid, issued))
+    ) -> Result<(X509Svid, IssuedLife), CaError> {
+        let key = Generated::new()?;
+        let issued = self.issue(id, dns_names, &key.spki(), ttl, now)?;
+        let svid = X509Svid::from_parts(issued.leaf, &self.issuers, &key.pkcs8())?;
+        Ok((svid, issued.record))
     }
 
     /// Issues a certificate chain, leaf first, for the key of a request.
@@ -312,31 +241,34 @@ impl Authority {
         ttl: Duration,
         now: UnixTime,
     ) -> Result<Vec<CertificateDer<'static>>, CaError> {
-        Ok(self.issue_to(id, request, ttl, now)?.chain)
+        Ok(self.issue_to(id, request, ttl, now)?.0)
     }
 
+    /// The chain, and what the issue log says of it.
     pub(crate) fn issue_to(
         &self,
         id: &SpiffeId,
         request: &CertificateRequest,
         ttl: Duration,
         now: UnixTime,
-    ) -> Result<Issued, CaError> {
+    ) -> Result<(Vec<CertificateDer<'static>>, IssuedLife), CaError> {
         // [SEC-CA-2] Whoever got this would be taken for the authority.
-        let own = [self.issuer.key().subject_public_key_info()];
         let roots = self.roots.iter().flat_map(TrustBundle::x509_authorities);
-        let roots = roots.map(|root| root.public_key().to_vec());
-        if own.into_iter().chain(roots).any(|key| key == request.spki()) {
+        let mut authorities = roots.chain([&self.anchor]);
+        if authorities.any(|authority| authority.public_key() == request.spki()) {
             return Err(CaError::OwnKey);
         }
-        self.issue(id, &[], request.key(), ttl, now)
+        let issued = self.issue(id, &[], request.spki(), ttl, now)?;
+        let mut chain = vec![issued.leaf.into_der()];
+        chain.extend_from_slice(self.issuers.certificates());
+        Ok((chain, issued.record))
     }
 
     fn issue(
         &self,
         id: &SpiffeId,
         dns_names: &[DnsName<'_>],
-        key: &impl PublicKeyData,
+        spki: &[u8],
         ttl: Duration,
         now: UnixTime,
     ) -> Result<Issued, CaError> {
@@ -350,42 +282,51 @@ impl Authority {
         let ttl = if ttl.is_zero() { DEFAULT_TTL } else { ttl.min(MAX_TTL) };
         let not_before = backdated(now);
         let not_after = after(now, ttl).min(self.not_after);
-        let (params, serial) = profile::leaf(id, dns_names, not_before, not_after)?;
-        let leaf = params.signed_by(key, &self.issuer)?.der().clone();
-        let mut chain = vec![leaf];
-        chain.extend(self.intermediates.iter().cloned());
-        self.check(&chain, dns_names.is_empty(), now).map_err(CaError::Issued)?;
-        Ok(Issued { chain, serial, not_before, not_after })
+        let serial = profile::serial()?;
+        let leaf = Leaf { id, dns_names, spki, serial, not_before, not_after };
+        let to_be_signed = self.leaves.to_be_signed(&leaf)?;
+        let signed = self.issuer.key().sign(&to_be_signed);
+        let signed = signed.map_err(|SignError| CaError::Signer)?;
+        let leaf = self.leaves.certificate(&to_be_signed, signed.signature());
+        let leaf = SvidLeaf::parse(leaf).map_err(CaError::Issued)?;
+        self.check(&leaf, &signed, dns_names.is_empty(), now).map_err(CaError::Issued)?;
+        Ok(Issued { leaf, record: IssuedLife { serial, not_before, not_after } })
     }
 
-    /// [SEC-CA-4] What is handed out passes the verifier that will judge it: the leaf each time, its
-    /// signature included, whoever made it; the way above, which no leaf changes, once for as long
-    /// as all of it is valid.
+    /// [SEC-CA-4] What is handed out passes the verifier that will judge it: each leaf, as it is, by
+    /// every rule.
+    ///
+    /// Two things are not computed for each of them. The way above, which no leaf changes, is verified
+    /// once for as long as all of it is valid. And that a signature verifies is shown by
+    /// [`Signed::proof`] where ring has made it in this process: the verifier finds this authority's
+    /// key, the message that ring was given and the signature that ring returned, or refuses. (It
+    /// would not notice a processor that computes wrong; the first leaf is verified in full, and so
+    /// is every one whose key somebody else holds.)
     ///
     /// `identity_only`: the leaf has no DNS names. For such names a constraint above may admit one
     /// leaf and not the next; where one applies to URIs, the verifier refuses all leaves alike
     /// ([SEC-ID-13]).
     fn check(
         &self,
-        chain: &[CertificateDer<'_>],
+        leaf: &SvidLeaf<'_>,
+        signed: &Signed<'_>,
         identity_only: bool,
         now: UnixTime,
     ) -> Result<(), SvidError> {
         let stands = self.above.get().is_some_and(|above| above.contains(now));
-        if let ([leaf, ..], true, true) = (chain, identity_only, stands) {
-            let leaf = std::slice::from_ref(leaf);
-            verify_svid(leaf, &self.own, now, Role::Server, ALGORITHMS)?;
+        if identity_only && stands {
+            let proof = signed.proof();
+            let proof = proof.as_ref().map_or(ALGORITHMS, std::slice::from_ref);
+            leaf.verify(&[], &self.own, now, Role::Server, proof)?;
             return Ok(());
         }
-        let verified = verify_svid(chain, &self.roots, now, Role::Server, ALGORITHMS)?;
+        let issuers = self.issuers.certificates();
+        let verified = leaf.verify(issuers, &self.roots, now, Role::Server, ALGORITHMS)?;
         // [SEC-ID-7] Beside a chain of half the limit there is room for any leaf.
-        let length =
-            self.intermediates.iter().fold(0_usize, |sum, one| sum.saturating_add(one.len()));
+        let length = issuers.iter().fold(0_usize, |sum, one| sum.saturating_add(one.len()));
         if length <= MAX_CHAIN_BYTES / 2 {
-            let mut above = verified.authority().validity();
-            for intermediate in &self.intermediates {
-                above = above.intersection(CertificateProfile::parse(intermediate)?.validity());
-            }
+            let root = verified.authority().validity();
+            let above = self.issuers.validity().map_or(root, |above| above.intersection(root));
             // Whoever was first has said the same.
             self.above.get_or_init(|| above);
         }
@@ -453,65 +394,17 @@ impl Authority {
     }
 }
 
-/// A certificate authority's files as an operator plugs them into Istio, each as PEM text:
-/// `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`; or cert-manager's `tls.crt`,
-/// `tls.key`, `tls.crt` once more, `ca.crt`.
-#[derive(Clone, Copy)]
-#[expect(clippy::exhaustive_structs, reason = "the layout has these four files")]
-pub struct PluggedIn<'a> {
-    /// The certificate that signs.
-    pub certificate: &'a [u8],
-    /// Its private key.
-    pub key: &'a [u8],
-    /// The way from it up to the root, with or without both ends. May be empty.
-    pub chain: &'a [u8],
-    /// The roots that verify all of it; several during a rotation.
-    pub roots: &'a [u8],
+/// A leaf that may be handed out once it is recorded.
+struct Issued {
+    leaf: SvidLeaf<'static>,
+    record: IssuedLife,
 }
 
-impl fmt::Debug for PluggedIn<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PluggedIn").finish_non_exhaustive()
-    }
-}
-
-/// A chain that may be handed out once it is recorded.
-pub(crate) struct Issued {
-    pub(crate) chain: Vec<CertificateDer<'static>>,
-    pub(crate) serial: Vec<u8>,
+/// What the issue log says of a certificate.
+pub(crate) struct IssuedLife {
+    pub(crate) serial: [u8; profile::SERIAL],
     pub(crate) not_before: UnixTime,
     pub(crate) not_after: UnixTime,
-}
-
-/// The public half of a fresh P-256 key. ring's PKCS#8 ends in it (RFC 5915: an uncompressed
-/// point), so that it need not be computed a second time.
-struct Generated<'a>(&'a [u8]);
-
-impl<'a> Generated<'a> {
-    const POINT: usize = 65;
-
-    fn from_pkcs8(pkcs8: &'a [u8]) -> Result<Self, CaError> {
-        let start = pkcs8.len().checked_sub(Self::POINT).ok_or(CaError::Key)?;
-        let point = pkcs8.get(start..).filter(|point| point.first() == Some(&4));
-        point.map(Self).ok_or(CaError::Key)
-    }
-}
-
-impl PublicKeyData for Generated<'_> {
-    fn der_bytes(&self) -> &[u8] {
-        self.0
-    }
-
-    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-        &rcgen::PKCS_ECDSA_P256_SHA256
-    }
-}
-
-fn one_certificate(pem: &[u8]) -> Result<CertificateDer<'static>, CaError> {
-    let blocks: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let blocks = blocks.map_err(|_detail| CaError::Authority(SvidError::Malformed))?;
-    let [certificate] = blocks.try_into().map_err(|_several: Vec<_>| CaError::NotOne)?;
-    Ok(certificate)
 }
 
 impl fmt::Debug for Authority {
