@@ -8,6 +8,7 @@
 mod cost;
 pub(super) mod jwt;
 pub(super) mod meter;
+mod net;
 mod operators;
 mod refused;
 mod supplied;

@@ -1,16 +1,14 @@
 //! Why builtins of OPA are not offered; `docs/rego.md` lists them.
 
 /// A name or a family of names, and why it is left out. The first that fits counts.
-const REASONS: [(&str, &str); 31] = [
-    ("crypto.hmac.md5", "MD5 proves nothing any more; use crypto.hmac.sha256"),
-    ("crypto.md5", "MD5 proves nothing any more; use crypto.sha256"),
+const REASONS: [(&str, &str); 29] = [
     ("crypto.parse_private_keys", "private keys do not belong into policies"),
     ("crypto.x509.", "the peer's certificate is verified already; read source.principal"),
     ("graph.", "its cost does not follow from its arguments' size"),
     ("graphql.", "there is no parser of GraphQL here"),
     ("http.send", "a decision must not wait for others; put what it needs into data or claims"),
     ("io.jwt.encode_sign", "signing keys do not belong into policies"),
-    ("io.jwt.verify_es512", "ring has no P-521; use ES256 or ES384"),
+    ("io.jwt.verify_es512", "it needs feature es512, for ring has no P-521"),
     ("json.marshal_with_options", "only json.marshal is offered"),
     ("json.match_schema", "there is no JSON schema here"),
     ("json.patch", "its cost does not follow from its arguments' size"),

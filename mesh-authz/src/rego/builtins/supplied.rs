@@ -1,12 +1,9 @@
 //! Builtins of OPA that regorus lacks, or does without limits.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
+use md5::{Digest as _, Md5};
 use regorus::Value;
 
 use super::Fault;
-use super::meter::charge;
 use crate::rego::input::MAX_INPUT_BYTES;
 use crate::rego::parse::Budget;
 
@@ -31,6 +28,23 @@ pub(super) fn sha1(args: &[Value]) -> Result<Value, Fault> {
     Ok(hex(ring::digest::digest(algorithm, text(args, 0)?.as_bytes()).as_ref()))
 }
 
+/// `crypto.md5`: a checksum that proves nothing.
+pub(super) fn md5(args: &[Value]) -> Result<Value, Fault> {
+    Ok(hex(&Md5::digest(text(args, 0)?)))
+}
+
+/// `crypto.hmac.md5(text, key)`: the tag in hexadecimal (RFC 2104).
+pub(super) fn hmac_md5(args: &[Value]) -> Result<Value, Fault> {
+    let (message, key) = (text(args, 0)?, text(args, 1)?.as_bytes());
+    let mut block = [0; 64];
+    let hashed = Md5::digest(key);
+    let key = if key.len() > block.len() { &hashed[..] } else { key };
+    block.iter_mut().zip(key).for_each(|(byte, key)| *byte = *key);
+    let inner = Md5::new().chain_update(block.map(|byte| byte ^ 0x36)).chain_update(message);
+    let outer = Md5::new().chain_update(block.map(|byte| byte ^ 0x5C));
+    Ok(hex(&outer.chain_update(inner.finalize()).finalize()))
+}
+
 /// `crypto.hmac.…(text, key)`: the tag in hexadecimal.
 pub(super) fn hmac(algorithm: ring::hmac::Algorithm, args: &[Value]) -> Result<Value, Fault> {
     let key = ring::hmac::Key::new(algorithm, text(args, 1)?.as_bytes());
@@ -42,102 +56,6 @@ pub(super) fn hmac_equal(args: &[Value]) -> Result<Value, Fault> {
     let (a, b) = (text(args, 0)?.as_bytes(), text(args, 1)?.as_bytes());
     let differs = a.iter().zip(b).fold(0_u8, |differs, (a, b)| differs | (a ^ b));
     Ok(Value::Bool(a.len() == b.len() && differs == 0))
-}
-
-/// `net.cidr_contains_matches(cidrs, cidrs_or_addresses)`: the pairs of keys of which the first's
-/// net contains the second.
-pub(super) fn cidr_contains_matches(args: &[Value]) -> Result<Value, Fault> {
-    let (Some(nets), Some(inner)) = (args.first(), args.get(1)) else { return Err(Fault::Failed) };
-    let (nets, inner) = (cidr_list(nets, cidr)?, cidr_list(inner, net_or_address)?);
-    if nets.len().saturating_mul(inner.len()) > MAX_PAIRS {
-        return Err(Fault::TooLarge);
-    }
-    charge(nets.len().saturating_mul(inner.len()))?;
-    let mut pairs = std::collections::BTreeSet::new();
-    for (key, net) in &nets {
-        for (other, inner) in &inner {
-            if net.contains(inner) {
-                pairs.insert(Value::from(vec![key.clone(), other.clone()]));
-            }
-        }
-    }
-    Ok(Value::from(pairs))
-}
-
-/// The most pairs that are compared.
-const MAX_PAIRS: usize = 1 << 18;
-
-/// Nets with the key each has in OPA's result: the text itself, an index, an element or a key.
-#[expect(clippy::wildcard_enum_match_arm, reason = "whatever else there is, is no list of nets")]
-fn cidr_list(
-    value: &Value,
-    read: impl Fn(&str) -> Result<IpNet, Fault>,
-) -> Result<Vec<(Value, IpNet)>, Fault> {
-    // An element may be a tuple that begins with the text.
-    let net = |value: &Value| match value {
-        Value::String(text) => read(text),
-        Value::Array(tuple) => match tuple.first() {
-            Some(Value::String(text)) => read(text),
-            _ => Err(Fault::Failed),
-        },
-        _ => Err(Fault::Failed),
-    };
-    match value {
-        Value::String(_) => Ok(vec![(value.clone(), net(value)?)]),
-        Value::Array(items) => {
-            let keyed = items.iter().enumerate();
-            keyed.map(|(at, item)| Ok((Value::from(at), net(item)?))).collect()
-        }
-        Value::Set(items) => items.iter().map(|item| Ok((item.clone(), net(item)?))).collect(),
-        Value::Object(entries) => {
-            entries.iter().map(|(key, item)| Ok((key.clone(), net(item)?))).collect()
-        }
-        _ => Err(Fault::Failed),
-    }
-}
-
-/// `net.cidr_merge(cidrs_or_addresses)`: the fewest nets that cover the same addresses.
-pub(super) fn cidr_merge(args: &[Value]) -> Result<Value, Fault> {
-    let nets = match args.first() {
-        Some(list @ (Value::Array(_) | Value::Set(_))) => cidr_list(list, net_or_address)?,
-        _ => return Err(Fault::Failed),
-    };
-    if nets.len() > MAX_MERGED {
-        return Err(Fault::TooLarge);
-    }
-    charge(nets.len().saturating_mul(8))?;
-    let nets: Vec<IpNet> = nets.into_iter().map(|(_, net)| net.trunc()).collect();
-    let merged = IpNet::aggregate(&nets).into_iter().map(|net| Value::from(net.to_string()));
-    Ok(Value::from(merged.collect::<std::collections::BTreeSet<_>>()))
-}
-
-/// The most nets that are merged.
-const MAX_MERGED: usize = 4096;
-
-/// `net.cidr_contains(cidr, cidr_or_address)`.
-pub(super) fn cidr_contains(args: &[Value]) -> Result<Value, Fault> {
-    let (net, inner) = (cidr(text(args, 0)?)?, net_or_address(text(args, 1)?)?);
-    Ok(Value::Bool(net.contains(&inner)))
-}
-
-/// `net.cidr_intersects(cidr, cidr)`.
-pub(super) fn cidr_intersects(args: &[Value]) -> Result<Value, Fault> {
-    let (a, b) = (cidr(text(args, 0)?)?, cidr(text(args, 1)?)?);
-    Ok(Value::Bool(a.contains(&b) || b.contains(&a)))
-}
-
-/// `net.cidr_is_valid(value)`.
-pub(super) fn cidr_is_valid(args: &[Value]) -> Value {
-    Value::Bool(text(args, 0).and_then(cidr).is_ok())
-}
-
-fn cidr(text: &str) -> Result<IpNet, Fault> {
-    text.parse().map_err(|_no_net| Fault::Failed)
-}
-
-fn net_or_address(text: &str) -> Result<IpNet, Fault> {
-    cidr(text)
-        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from).map_err(|_no_address| Fault::Failed))
 }
 
 /// `json.is_valid`.

@@ -5,7 +5,8 @@ use regorus::LimitError;
 use super::cost::Cost;
 use super::jwt::{self, Algorithm};
 use super::{
-    Builtin, Link, native, operators, or_undefined, packed, packed_with_now, plain, supplied, time,
+    Builtin, Link, native, net, operators, or_undefined, packed, packed_with_now, plain, supplied,
+    time,
 };
 
 /// A function of regorus, with what its arguments may cost.
@@ -86,6 +87,7 @@ pub(super) static TABLE: &[Builtin] = &[
     native!("contains", Measured),
     native!("count", Free),
     ours!("crypto.hmac.equal", Link::Packed(2), |args| packed(supplied::hmac_equal, args)),
+    ours!("crypto.hmac.md5", Link::Packed(2), |args| packed(supplied::hmac_md5, args)),
     ours!("crypto.hmac.sha1", Link::Packed(2), |args| packed(
         |args| supplied::hmac(ring::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, args),
         args
@@ -98,6 +100,7 @@ pub(super) static TABLE: &[Builtin] = &[
         |args| supplied::hmac(ring::hmac::HMAC_SHA512, args),
         args
     )),
+    ours!("crypto.md5", Link::Packed(1), |args| packed(supplied::md5, args)),
     ours!("crypto.sha1", Link::Packed(1), |args| packed(supplied::sha1, args)),
     ours!("crypto.sha256", Link::Packed(1), |args| packed(supplied::sha256, args)),
     native!("endswith", Free),
@@ -125,6 +128,11 @@ pub(super) static TABLE: &[Builtin] = &[
     )),
     ours!("io.jwt.verify_es384", Link::Packed(2), |args| packed(
         |args| jwt::verify(Algorithm::Es384, args),
+        args
+    )),
+    #[cfg(feature = "es512")]
+    ours!("io.jwt.verify_es512", Link::Packed(2), |args| packed(
+        |args| jwt::verify(Algorithm::Es512, args),
         args
     )),
     ours!("io.jwt.verify_hs256", Link::Packed(2), |args| packed(
@@ -178,17 +186,17 @@ pub(super) static TABLE: &[Builtin] = &[
     native!("lower", Measured),
     native!("max", Compared),
     native!("min", Compared),
-    ours!("net.cidr_contains", Link::Packed(2), |args| packed(supplied::cidr_contains, args)),
+    ours!("net.cidr_contains", Link::Packed(2), |args| packed(net::cidr_contains, args)),
     ours!("net.cidr_contains_matches", Link::Packed(2), |args| packed(
-        supplied::cidr_contains_matches,
+        net::cidr_contains_matches,
         args
     )),
-    ours!("net.cidr_intersects", Link::Packed(2), |args| packed(supplied::cidr_intersects, args)),
+    ours!("net.cidr_intersects", Link::Packed(2), |args| packed(net::cidr_intersects, args)),
     ours!("net.cidr_is_valid", Link::Packed(1), |args| packed(
-        |args| Ok(supplied::cidr_is_valid(args)),
+        |args| Ok(net::cidr_is_valid(args)),
         args
     )),
-    ours!("net.cidr_merge", Link::Packed(1), |args| packed(supplied::cidr_merge, args)),
+    ours!("net.cidr_merge", Link::Packed(1), |args| packed(net::cidr_merge, args)),
     native!("numbers.range", Range),
     native!("numbers.range_step", Range),
     native!("object.filter", Compared),

@@ -185,9 +185,10 @@ impl Bundle {
         self.modules.extend(other.modules);
         merge(&mut self.data, other.data)
             .ok_or_else(|| BundleError::Roots { file: "data.json".to_owned() })?;
-        if !other.revision.is_empty() {
-            self.revision = format!("{},{}", self.revision, other.revision);
+        if !self.revision.is_empty() && !other.revision.is_empty() {
+            self.revision.push(',');
         }
+        self.revision.push_str(&other.revision);
         Ok(self)
     }
 

@@ -42,7 +42,7 @@ impl BundleKey {
         let wrong = BundleError::Signature { message: "the key cannot be read" };
         let keys = keys(text).map_err(|_detail| wrong)?;
         Ok(Self {
-            keys: keys.into_iter().map(|(_, key)| key).collect(),
+            keys: keys.into_iter().map(|set| set.key).collect(),
             algorithm: algorithm.into(),
         })
     }
