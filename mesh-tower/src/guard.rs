@@ -21,6 +21,7 @@ use mesh_authz::{
 };
 use mesh_identity::{VerifiedPeer, VerifiedToken};
 use rustls::pki_types::UnixTime;
+use serde_json::{Map, Value};
 
 use crate::connection::ConnectionInfo;
 use crate::gather::{self, Host};
@@ -49,6 +50,8 @@ pub(crate) struct Admitted {
     pub(crate) host: Host,
     pub(crate) token: Option<VerifiedToken>,
     pub(crate) client: ClientAddress,
+    /// What authorizers hand on.
+    pub(crate) metadata: Map<String, Value>,
 }
 
 /// Proof that every policy has admitted a request; handlers find it in its extensions.
@@ -61,6 +64,7 @@ pub struct Permit {
     info: ConnectionInfo,
     token: Option<VerifiedToken>,
     client: IpAddr,
+    metadata: Map<String, Value>,
 }
 
 impl Permit {
@@ -95,6 +99,13 @@ impl Permit {
     #[must_use]
     pub fn client_address(&self) -> IpAddr {
         self.client
+    }
+
+    /// What the Rego policy and other authorizers hand to the service (`dynamic_metadata`); empty
+    /// when they hand on nothing.
+    #[must_use]
+    pub fn metadata(&self) -> &Map<String, Value> {
+        &self.metadata
     }
 
     /// Asks the policies that admitted this request about a resource the handler has just loaded.
@@ -188,6 +199,7 @@ pub(crate) fn admit_connection(
         info: info.clone(),
         token: None,
         client: info.peer_address().ip(),
+        metadata: Map::new(),
     })
 }
 
@@ -262,7 +274,7 @@ pub(crate) fn admit(
     let Arrived { info, host, client } = arrived;
     let (token, effects) = authenticate(snapshot, parts, &info, &host, now)?;
     apply(parts, &effects)?;
-    Ok(Admitted { info, host, token, client })
+    Ok(Admitted { info, host, token, client, metadata: Map::new() })
 }
 
 /// The key sets that a token of the request needs and that were never there. Only a hint: the
@@ -333,7 +345,7 @@ fn apply(parts: &mut Parts, effects: &Effects) -> Result<(), Refusal> {
 
 /// Asks AUDIT, DENY and ALLOW.
 pub(crate) fn decide(snapshot: &Snapshot, parts: &Parts, admitted: &Admitted) -> Decision {
-    let Admitted { info, host, token, client } = admitted;
+    let Admitted { info, host, token, client, .. } = admitted;
     with_facts(parts, info, host, token.as_ref(), *client, |facts| snapshot.policies.decide(facts))
 }
 
@@ -359,7 +371,7 @@ pub(crate) fn judge_again(
 /// Why [`decide`] says what it says, rule by rule.
 #[cfg(feature = "admin")]
 pub(crate) fn explain(snapshot: &Snapshot, parts: &Parts, admitted: &Admitted) -> String {
-    let Admitted { info, host, token, client } = admitted;
+    let Admitted { info, host, token, client, .. } = admitted;
     with_facts(parts, info, host, token.as_ref(), *client, |facts| {
         snapshot.policies.explain(facts).to_string()
     })
@@ -375,9 +387,9 @@ pub(crate) fn detail(decision: &Decision) -> String {
 
 /// The permit of a request that [`decide`] has allowed.
 pub(crate) fn permit(mesh: &Mesh, snapshot: &Arc<Snapshot>, admitted: Admitted) -> Permit {
-    let Admitted { info, token, client, host: _ } = admitted;
+    let Admitted { info, token, client, metadata, host: _ } = admitted;
     let (mesh, snapshot) = (mesh.clone(), Arc::clone(snapshot));
-    Permit { mesh, snapshot, info, token, client: client.ip() }
+    Permit { mesh, snapshot, info, token, client: client.ip(), metadata }
 }
 
 /// The client's address behind proxies ([SEC-AUTHZ-8]).

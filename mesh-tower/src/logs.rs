@@ -248,6 +248,7 @@ impl AuditLog {
             "reason": event.detail,
             "dry_run_allow": event.dry_run_allow,
             "dry_run_deny": event.dry_run_deny,
+            "rego_revision": event.rego_revision,
             "peer": event.peer.map(ToString::to_string),
             "user": event.user.and_then(mesh_identity::VerifiedToken::principal),
             "destination": own,

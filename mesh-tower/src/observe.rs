@@ -59,6 +59,9 @@ pub struct DecisionEvent<'a> {
     pub dry_run_deny: Option<bool>,
     /// Whether an AUDIT policy asked for this event.
     pub audit: bool,
+    /// The revision of the bundles that the Rego stage's policy came from, if it was asked and they have
+    /// one.
+    pub rego_revision: Option<&'a str>,
 }
 
 /// Why a connection was closed.
@@ -86,6 +89,7 @@ impl Observer for TracingObserver {
                 method = event.method,
                 path = ?event.path,
                 rule = event.rule,
+                rego_revision = event.rego_revision,
                 "allowed"
             );
         } else {
@@ -97,6 +101,7 @@ impl Observer for TracingObserver {
                 allowed = event.allowed,
                 rule = event.rule,
                 detail = event.detail,
+                rego_revision = event.rego_revision,
                 "decided"
             );
         }

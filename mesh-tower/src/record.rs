@@ -45,6 +45,8 @@ pub(crate) struct Record {
     answer: Answer,
     /// Why the policies refuse, for a person; nothing where nobody will read it.
     explanation: Option<String>,
+    /// Which revision of a Rego policy was asked.
+    rego_revision: Option<Arc<str>>,
     /// Around the request until its answer has gone; disabled where nobody traces.
     span: Span,
 }
@@ -107,6 +109,7 @@ impl Record {
             received,
             answer: Answer::default(),
             explanation: None,
+            rego_revision: None,
             span,
         };
         if mesh.logs().wants_access(mesh.observer()) {
@@ -127,6 +130,11 @@ impl Record {
     #[cfg(feature = "admin")]
     pub(crate) fn explained(&mut self, explanation: Option<String>) {
         self.explanation = explanation;
+    }
+
+    /// Keeps which revision of a Rego policy was asked, if one was.
+    pub(crate) fn asked(&mut self, rego_revision: Option<Arc<str>>) {
+        self.rego_revision = rego_revision;
     }
 
     pub(crate) fn mesh(&self) -> &Mesh {
@@ -195,6 +203,7 @@ impl Record {
             dry_run_allow,
             dry_run_deny,
             audit: decision.is_some_and(|one| matches!(one.audit, Some(Audit::Matched(_)))),
+            rego_revision: self.rego_revision.as_deref(),
         };
         self.span.in_scope(|| {
             self.mesh.report_decision(snapshot.svid.id(), &event, explanation.as_deref());
@@ -342,6 +351,7 @@ pub(crate) fn resource(
         dry_run_allow: None,
         dry_run_deny: None,
         audit: matches!(decision.audit, Some(Audit::Matched(_))),
+        rego_revision: None,
     };
     mesh.report_decision(snapshot.svid.id(), &event, None);
 }

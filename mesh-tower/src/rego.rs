@@ -73,6 +73,8 @@ struct Loaded {
     masks: Arc<LogPolicy>,
     /// The bundles that it was compiled from: name and revision.
     bundles: Vec<(String, String)>,
+    /// The revision of them all, if they have one.
+    revision: Option<Arc<str>>,
     breaker: Breaker,
 }
 
@@ -202,6 +204,7 @@ impl RegoStage {
     {
         // One policy for the whole request: what it does not read is not there for another.
         let loaded = self.current.load_full();
+        changes.rego_revision.clone_from(&loaded.revision);
         let only = self.only(&loaded);
         let max = self.max_body.unwrap_or_default();
         let read =
@@ -338,7 +341,9 @@ impl Loaded {
         bundles: Vec<(String, String)>,
     ) -> Self {
         let breaker = Breaker { overruns: AtomicU32::new(0), tried: Mutex::new(monotonic()) };
-        Self { policy, masks, bundles, breaker }
+        let revision = policy.as_ref().map(|policy| policy.revision());
+        let revision = revision.filter(|revision| !revision.is_empty()).map(Arc::from);
+        Self { policy, masks, bundles, revision, breaker }
     }
 }
 
@@ -362,15 +367,17 @@ fn answer(decision: RegoDecision) -> CheckAnswer {
             response_headers,
             query_to_set,
             query_to_remove,
-            dynamic_metadata: _,
+            dynamic_metadata,
         } => CheckAnswer::Allow(RequestChanges {
             headers_to_set,
             headers_to_remove,
             response_headers,
             query_to_set,
             query_to_remove,
+            dynamic_metadata,
             ..RequestChanges::default()
         }),
+        // The client must not see it; the decision log has it in the result.
         RegoDecision::Deny { status, headers, body, reason, dynamic_metadata: _ } => {
             let mut denial = Denial::new(status, body);
             denial.headers = headers;

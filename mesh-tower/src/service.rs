@@ -260,7 +260,9 @@ where
         R::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let mut changes = Changes::default();
-        let (admitted, mut running) = match self.judge(custom, &mut changes).await {
+        let judged = self.judge(custom, &mut changes).await;
+        self.record.asked(changes.rego_revision.take());
+        let (mut admitted, mut running) = match judged {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 let (detail, decision) = (refusal.detail.as_str(), refusal.decision.as_deref());
@@ -268,6 +270,7 @@ where
                 return Ok(answer(refusal, self.kind, &self.parts, self.record));
             }
         };
+        admitted.metadata = changes.metadata;
         let Self { snapshot, mut parts, body, mut record, kind, .. } = self;
         if let Some(running) = &mut running {
             running.admitted(admitted.token.as_ref(), &body);

@@ -42,6 +42,7 @@ pub(crate) fn apply(
         response_headers,
         query_to_set,
         query_to_remove,
+        dynamic_metadata,
     } = asked;
     for name in headers_to_remove.iter().filter(|name| may_change(name)) {
         parts.headers.remove(name);
@@ -59,6 +60,7 @@ pub(crate) fn apply(
     }
     let response_headers = response_headers.into_iter().filter(|(name, _)| may_change(name));
     changes.response_headers.extend(response_headers);
+    changes.metadata.extend(dynamic_metadata);
     change_query(parts, &query_to_set, &query_to_remove)
 }
 
@@ -77,11 +79,13 @@ fn change_query(
         return Ok(());
     }
     let changed = |name: &str| {
-        remove.iter().any(|other| other == name) || set.iter().any(|(other, _)| other == name)
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        remove.iter().any(|other| *other == name) || set.iter().any(|(other, _)| *other == name)
     };
     let kept = parts.uri.query().unwrap_or_default().split('&').filter(|pair| {
         let name = pair.split('=').next().unwrap_or_default();
-        !pair.is_empty() && !changed(&percent_decode_str(name).decode_utf8_lossy())
+        // Services may read a plus as a space or as a plus.
+        !pair.is_empty() && !changed(name) && !changed(&name.replace('+', "%20"))
     });
     let encode = |text| utf8_percent_encode(text, QUERY);
     let added = set.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value)));
@@ -117,6 +121,12 @@ mod tests {
         assert_eq!(changed("/a?x=1&z", &[("x", "a&b=c")], &[]), "/a?z&x=a%26b%3Dc");
         assert_eq!(changed("/a", &[("n", "\u{e4}")], &[]), "/a?n=%C3%A4");
         assert_eq!(changed("/a?x=1", &[], &[]), "/a?x=1");
+        // However a client writes the name, the service does not get its value.
+        assert_eq!(
+            changed("/a?is+admin=1&is%20admin=1&is%2Badmin=1&b+c", &[], &["is admin", "is+admin"]),
+            "/a?b+c"
+        );
+        assert_eq!(changed("/a?a+b=1", &[("a b", "2")], &[]), "/a?a%20b=2");
     }
 
     #[test]

@@ -233,6 +233,9 @@ pub struct RequestChanges {
     pub query_to_set: Vec<(String, String)>,
     /// Query parameters to remove, decoded.
     pub query_to_remove: Vec<String>,
+    /// What the service finds in [`crate::Permit::metadata`]; the client never sees it. Of two
+    /// authorizers that name the same member, the later one is heard.
+    pub dynamic_metadata: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A refusal that goes to the client as it is. `Debug` shows no value of a header and no body.
@@ -269,6 +272,7 @@ impl fmt::Debug for RequestChanges {
             .field("response_headers", &names(&self.response_headers))
             .field("query_to_set", &query)
             .field("query_to_remove", &self.query_to_remove)
+            .field("dynamic_metadata", &self.dynamic_metadata.keys().collect::<Vec<_>>())
             .finish()
     }
 }

@@ -76,6 +76,10 @@ pub(crate) struct Context<'a> {
 #[derive(Default)]
 pub(crate) struct Changes {
     pub(crate) response_headers: Vec<(HeaderName, HeaderValue)>,
+    /// For the service.
+    pub(crate) metadata: serde_json::Map<String, serde_json::Value>,
+    /// Which revision of a Rego policy was asked, whatever it said.
+    pub(crate) rego_revision: Option<Arc<str>>,
 }
 
 /// The questions about one request, of which there is at least one.
