@@ -161,7 +161,8 @@ impl ConnectionInfo {
                 Security::Plaintext => Protection::None,
             };
             let peer = self.peer().map(|peer| peer.id().clone());
-            telemetry.peer(PeerKey { reporter: Reporter::Destination, protection, peer })
+            let reporter = Reporter::Destination;
+            telemetry.peer(PeerKey { reporter, protection, peer, service: None })
         })
     }
 

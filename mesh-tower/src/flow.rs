@@ -59,8 +59,11 @@ impl Received {
     }
 
     pub(crate) fn add(&self, data: &[u8]) {
-        let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
-        self.bytes.fetch_add(length, Ordering::Relaxed);
+        self.add_length(data.len());
+    }
+
+    pub(crate) fn add_length(&self, length: usize) {
+        self.bytes.fetch_add(u64::try_from(length).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     pub(crate) fn set_messages(&self, count: u64) {

@@ -63,7 +63,9 @@ pub use admin::Admin;
 pub use body::{RequestBody, ResponseBody};
 #[cfg(feature = "ca-serve")]
 pub use ca_tokens::{JwtSvids, ServiceAccounts};
-pub use client::{ConnectError, Connector, MeshClient, MeshStream, ServerInfo};
+pub use client::{
+    ClientBody, ClientError, ConnectError, Connector, MeshClient, MeshStream, ServerInfo,
+};
 pub use clock::{Clock, SystemClock};
 pub use connection::{ConnectionInfo, Security, TlsFacts};
 #[cfg(feature = "ext-authz")]
@@ -116,6 +118,6 @@ pub use source::{
 };
 #[cfg(feature = "istio-ca")]
 pub use source::{IstioCa, IstioCaError, IstioCaFailure, IstioCaSource, IstioCaState};
-pub use telemetry::{MetricLabels, RequestsTotal, Telemetry};
+pub use telemetry::{Metric, MetricKind, MetricLabels, RequestsTotal, Telemetry};
 pub use trace::TraceContext;
 pub use xfcc::ForwardClientCert;

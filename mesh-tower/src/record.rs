@@ -295,7 +295,7 @@ impl Drop for Record {
 }
 
 /// `grpc-status` of headers or trailers; what is no status of gRPC's is none.
-fn grpc_status(headers: &HeaderMap) -> Option<u8> {
+pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
     const MOST: u8 = 16;
     let value = headers.get("grpc-status")?.to_str().ok()?;
     value.parse().ok().filter(|status| *status <= MOST)

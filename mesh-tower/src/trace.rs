@@ -5,10 +5,13 @@
 
 use std::fmt;
 
+use http::Request;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use ring::rand::{SecureRandom, SystemRandom};
 use tracing::Span;
 use tracing::field::Empty;
+
+use crate::mask;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -27,8 +30,9 @@ const RANDOM: u8 = 2;
 /// Where work stands in a trace: the trace's id, the span's own id, and what is handed on with them.
 ///
 /// A handler finds that of its own request in the request's extensions, where the client sent a
-/// valid `traceparent` or a `tracing` subscriber takes our spans; [`write`](Self::write) puts one on a
-/// request that it makes.
+/// valid `traceparent` or a `tracing` subscriber takes our spans. A request that it makes with
+/// [`crate::MeshClient`] goes on in that trace when the context is put into the request's extensions;
+/// with any other client, [`write`](Self::write) puts it on the request.
 ///
 /// # Examples
 ///
@@ -155,6 +159,39 @@ pub(crate) fn inbound(headers: &HeaderMap, method: &str) -> (Span, Option<TraceC
         mesh.reason = Empty,
     );
     (span, Some(own))
+}
+
+/// The span of a request that we make to a declared service. The context that goes on with the request
+/// is the span's, or, where nobody traces here, the one that the program has put into its extensions;
+/// a `traceparent` that the program has written itself stays.
+pub(crate) fn outbound<B>(request: &mut Request<B>, service: Option<&str>) -> Span {
+    let interested = tracing::span_enabled!(target: "mesh_tower::client", tracing::Level::INFO);
+    let given = request.extensions().get::<TraceContext>().cloned();
+    let parent = given.clone().or_else(|| TraceContext::parse(request.headers()));
+    let is_sampled = parent.as_ref().is_none_or(TraceContext::is_sampled);
+    let own = begin(parent.as_ref(), interested).filter(|_| interested && is_sampled);
+    let Some(own) = own else {
+        if let Some(given) = given {
+            given.write(request.headers_mut());
+        }
+        return Span::none();
+    };
+    own.write(request.headers_mut());
+    tracing::info_span!(
+        target: "mesh_tower::client",
+        "request",
+        otel.kind = "client",
+        otel.status_code = Empty,
+        trace_id = own.trace_id(),
+        span_id = own.span_id(),
+        parent_span_id = parent.as_ref().map(TraceContext::span_id),
+        http.request.method = request.method().as_str(),
+        server.address = service,
+        url.path = &*mask::tokens(request.uri().path()),
+        http.response.status_code = Empty,
+        error.type = Empty,
+        mesh.peer = Empty,
+    )
 }
 
 /// The context of a span of our own. Without a parent a trace begins where somebody looks.

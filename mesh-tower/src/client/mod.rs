@@ -1,5 +1,7 @@
 //! The client side: connect to a service of the mesh and prove who it is before a byte is sent.
 
+mod body;
+mod call;
 mod life;
 mod pooled;
 mod stream;
@@ -28,7 +30,8 @@ use crate::clock::RustlsClock;
 use crate::cut::Cuttable;
 use crate::mesh::Mesh;
 use crate::snapshot::{OwnIdentityError, Snapshot};
-pub use pooled::MeshClient;
+pub use body::ClientBody;
+pub use pooled::{ClientError, MeshClient};
 pub use stream::MeshStream;
 
 /// From the first packet to a finished handshake.
@@ -50,6 +53,7 @@ pub struct Connector {
 
 /// Where a service listens and who must answer there.
 struct Destination {
+    host: Arc<str>,
     address: SocketAddr,
     expected: ExpectedServer,
     /// The TLS settings for one identity and trust of the mesh, made at the first connection.
@@ -152,9 +156,10 @@ impl Connector {
         address: SocketAddr,
         expected: &ExpectedServer,
     ) -> Self {
-        let destination = Destination::new(address, expected);
+        let host = host.into();
+        let destination = Destination::new(Arc::from(&*host), address, expected);
         let mut services = HashMap::clone(&self.services);
-        services.insert(host.into(), Arc::new(destination));
+        services.insert(host, Arc::new(destination));
         self.services = Arc::new(services);
         self
     }
@@ -164,7 +169,9 @@ impl Connector {
     pub fn protocol(mut self, protocol: ClientProtocol) -> Self {
         self.protocol = protocol;
         // Settings that were made for another protocol are not used.
-        let fresh = |one: &Arc<Destination>| Arc::new(Destination::new(one.address, &one.expected));
+        let fresh = |one: &Arc<Destination>| {
+            Arc::new(Destination::new(Arc::clone(&one.host), one.address, &one.expected))
+        };
         let services = self.services.iter().map(|(host, one)| (host.clone(), fresh(one)));
         self.services = Arc::new(services.collect());
         self
@@ -178,6 +185,52 @@ impl Connector {
         B::Data: Send,
     {
         MeshClient::new(self.clone())
+    }
+
+    /// The settings of TLS in force for a declared service, for a client that makes connections of its
+    /// own, such as reqwest.
+    ///
+    /// They stay the same as long as identity and trust do. After a change of either they are others:
+    /// compare [`ClientTls::config`] with [`Arc::ptr_eq`], and make the client anew. Such a client
+    /// verifies the server at each handshake, and resumes only what is still verified; but it keeps a
+    /// connection that is open, whatever becomes of the server's certificate, and it counts and traces
+    /// nothing. [`MeshClient`] does all of that.
+    ///
+    /// # Errors
+    ///
+    /// A service that was not declared, an own identity that cannot be used, or settings that cannot be
+    /// made.
+    ///
+    /// # Examples
+    ///
+    /// `examples/reqwest.rs` is the whole program.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use mesh_tower::{ConnectError, Connector};
+    /// use rustls::ClientConfig;
+    ///
+    /// /// The settings, and whether the client must be made anew.
+    /// fn settings(
+    ///     connector: &Connector,
+    ///     held: Option<&Arc<ClientConfig>>,
+    /// ) -> Result<(Arc<ClientConfig>, bool), ConnectError> {
+    ///     let config = connector.tls("cart")?.config();
+    ///     let is_new = held.is_none_or(|held| !Arc::ptr_eq(held, &config));
+    ///     Ok((config, is_new))
+    /// }
+    /// ```
+    pub fn tls(&self, host: &str) -> Result<ClientTls, ConnectError> {
+        let destination = self.services.get(host).ok_or(ConnectError::UnknownService)?;
+        let snapshot = self.mesh.snapshot();
+        snapshot.check_own_identity(self.mesh.clock().now())?;
+        destination.tls(&self.mesh, &snapshot, self.protocol).map_err(ConnectError::TlsSetup)
+    }
+
+    /// The declared service of this name.
+    fn declared(&self, host: &str) -> Option<Arc<str>> {
+        self.services.get(host).map(|destination| Arc::clone(&destination.host))
     }
 
     async fn connect(self, uri: Uri) -> Result<MeshStream, ConnectError> {
@@ -232,8 +285,8 @@ fn speaks(protocol: ClientProtocol, agreed: Option<&[u8]>) -> bool {
 }
 
 impl Destination {
-    fn new(address: SocketAddr, expected: &ExpectedServer) -> Self {
-        Self { address, expected: expected.clone(), tls: Mutex::new(None) }
+    fn new(host: Arc<str>, address: SocketAddr, expected: &ExpectedServer) -> Self {
+        Self { host, address, expected: expected.clone(), tls: Mutex::new(None) }
     }
 
     /// The settings for the mesh's current identity and trust; made anew after a change of either.

@@ -4,18 +4,19 @@
 //! No label's value comes from a request ([SEC-HTTP-12], [SEC-OPS-4]): codes, words of ours, names
 //! that the configuration gives, and a bounded number of verified peers.
 
+mod catalog;
 mod instrument;
 mod series;
 mod settings;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use mesh_authz::RuleRef;
 use mesh_identity::{SpiffeId, Workload};
 
+pub use self::catalog::{Metric, MetricKind};
 pub(crate) use self::instrument::Maker;
 use self::instrument::{Counter, Gauge, Histogram, Labels, Unit, write_line};
 pub(crate) use self::series::{
@@ -142,7 +143,7 @@ pub struct Telemetry {
     refused_connections: Counter,
     refused_configurations: Counter,
     gauges: Mutex<BTreeMap<(&'static str, Labels), Gauge>>,
-    lost_lines: AtomicU64,
+    lost_lines: Counter,
 }
 
 /// One counter of Istio's `istio_requests_total`.
@@ -197,7 +198,7 @@ impl Telemetry {
             refused_connections: counter("mesh_refused_connections_total", &[]),
             refused_configurations: counter("mesh_refused_configurations_total", &[]),
             gauges: Mutex::default(),
-            lost_lines: AtomicU64::new(0),
+            lost_lines: counter("mesh_lost_log_lines_total", &[]),
             maker,
             settings,
         };
@@ -301,7 +302,7 @@ impl Telemetry {
     /// Lines of the access and audit log that were lost because their writer was too slow.
     #[must_use]
     pub fn lost_log_lines(&self) -> u64 {
-        self.lost_lines.load(Ordering::Relaxed)
+        self.lost_lines.get()
     }
 
     fn tcp_sum(&self, of: impl Fn(&TcpSeries) -> (u64, u64)) -> (u64, u64) {
@@ -320,8 +321,12 @@ impl Telemetry {
             return Arc::clone(found);
         }
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
-        let is_bounded = key.peer.is_none() || peers.len() < self.settings.most_peers();
-        let key = if is_bounded { key } else { PeerKey { peer: None, ..key } };
+        let alike = peers.keys().filter(|held| held.reporter == key.reporter).count();
+        let is_bounded = match (&key.peer, &key.service) {
+            (None, None) => true,
+            (Some(_), _) | (_, Some(_)) => alike < self.settings.most_peers(),
+        };
+        let key = if is_bounded { key } else { PeerKey { peer: None, service: None, ..key } };
         let make = |key: &PeerKey| {
             let own = (&self.own, &self.own_id);
             Arc::new(PeerSeries::new(key.clone(), own, &self.settings, &self.maker))
@@ -368,7 +373,7 @@ impl Telemetry {
     }
 
     pub(crate) fn count_lost_line(&self) {
-        self.lost_lines.fetch_add(1, Ordering::Relaxed);
+        self.lost_lines.add(1);
     }
 
     pub(crate) fn count_refused_connection(&self) {
@@ -406,6 +411,21 @@ impl Telemetry {
         for (labels, value) in all {
             self.set(name, labels, value);
         }
+    }
+
+    /// Every metric there is, with its labels: for dashboards, alerts, and descriptions at a recorder.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use mesh_tower::Telemetry;
+    ///
+    /// let requests = Telemetry::catalog().iter().find(|one| one.name == "istio_requests_total");
+    /// assert!(requests.is_some_and(|one| one.labels.contains(&"response_code")));
+    /// ```
+    #[must_use]
+    pub fn catalog() -> &'static [Metric] {
+        catalog::CATALOG
     }
 
     /// Everything in Prometheus' text format, for a scrape.
@@ -476,6 +496,11 @@ fn rule_labels(rule: &str) -> Labels {
 }
 
 fn write_type(out: &mut String, name: &str, kind: &str) {
+    if let Some(metric) = catalog::CATALOG.iter().find(|metric| metric.name == name) {
+        for part in ["# HELP ", name, " ", metric.help, "\n"] {
+            out.push_str(part);
+        }
+    }
     for part in ["# TYPE ", name, " ", kind, "\n"] {
         out.push_str(part);
     }

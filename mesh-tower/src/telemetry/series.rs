@@ -10,7 +10,7 @@ use std::time::Duration;
 use mesh_identity::SpiffeId;
 
 use super::instrument::{Counter, Histogram, Labels, Maker, Unit, write_line};
-use super::settings::{MetricLabels, Own};
+use super::settings::{MetricLabels, Own, service_names};
 
 /// Envoy's default bounds, in microseconds.
 const MILLISECONDS: &[u64] = &[
@@ -47,7 +47,6 @@ pub(crate) enum Reporter {
     /// `reporter="destination"`.
     Destination,
     /// `reporter="source"`.
-    #[expect(dead_code, reason = "clients do not report yet")]
     Source,
 }
 
@@ -67,6 +66,8 @@ pub(crate) struct PeerKey {
     pub(crate) protection: Protection,
     /// Nothing for plain text, and for peers beyond the bound.
     pub(crate) peer: Option<SpiffeId>,
+    /// The declared service that a client has asked; nothing at a server.
+    pub(crate) service: Option<Arc<str>>,
 }
 
 /// What came of a request, as far as labels tell it apart.
@@ -93,6 +94,10 @@ pub(crate) enum Flag {
     ExternalAuthorizer,
     /// `UC`: the service's answer broke off.
     BrokeOff,
+    /// `UF`: no connection to the service came about.
+    NoConnection,
+    /// `NR`: the host is no service that was declared.
+    NoRoute,
 }
 
 impl Flag {
@@ -102,6 +107,8 @@ impl Flag {
             Self::ClientGone => "DC",
             Self::ExternalAuthorizer => "UAEX",
             Self::BrokeOff => "UC",
+            Self::NoConnection => "UF",
+            Self::NoRoute => "NR",
         }
     }
 }
@@ -218,7 +225,10 @@ impl PeerLabels {
         let principal = key.peer.as_ref().map_or_else(unknown, ToString::to_string);
         let namespace = key.peer.as_ref().and_then(SpiffeId::istio).map(|istio| istio.namespace);
         let namespace = namespace.map_or_else(unknown, str::to_owned);
-        // Without metadata exchange nothing more is known of the peer than its certificate says.
+        let service = key.service.as_deref().unwrap_or("unknown");
+        let (service_name, service_namespace) = service_names(service);
+        // Without metadata exchange nothing more is known of the peer than its certificate says, and
+        // of a server under which name it was asked.
         let peer = Own {
             workload: unknown(),
             namespace,
@@ -226,9 +236,9 @@ impl PeerLabels {
             version: unknown(),
             canonical_service: unknown(),
             canonical_revision: "latest".to_owned(),
-            service: unknown(),
-            service_name: unknown(),
-            service_namespace: unknown(),
+            service: service.to_owned(),
+            service_name: service_name.to_owned(),
+            service_namespace: service_namespace.to_owned(),
             cluster: unknown(),
         };
         let own_principal = match key.protection {

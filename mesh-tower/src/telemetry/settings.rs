@@ -1,5 +1,7 @@
 //! What metrics say about this service, and how much they may say about others.
 
+use std::net::IpAddr;
+
 use mesh_identity::Workload;
 
 /// How many verified peers get metrics of their own by default.
@@ -74,8 +76,9 @@ impl MetricLabels {
         self
     }
 
-    /// How many verified peers are told apart: 128 by default. Later ones are counted together as
-    /// `unknown`, so that a mesh with many identities cannot fill the memory ([SEC-HTTP-12]).
+    /// How many verified peers are told apart, callers and servers each: 128 by default. Later ones
+    /// are counted together as `unknown`, so that a mesh with many identities cannot fill the memory
+    /// ([SEC-HTTP-12]).
     #[must_use]
     pub fn peers(mut self, most: usize) -> Self {
         self.peers = most;
@@ -102,10 +105,7 @@ impl MetricLabels {
         let names = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
         let revisions =
             ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
-        let (service_name, service_namespace) = match self.service.split_once('.') {
-            Some((name, rest)) => (name, rest.split('.').next().unwrap_or_default()),
-            None => (self.service.as_str(), unknown),
-        };
+        let (service_name, service_namespace) = service_names(&self.service);
         Own {
             workload: self.workload.clone(),
             namespace: workload.namespace().to_owned(),
@@ -118,6 +118,16 @@ impl MetricLabels {
             service_namespace: service_namespace.to_owned(),
             cluster: self.cluster.clone(),
         }
+    }
+}
+
+/// Name and namespace of a service, by its host; the namespace is `unknown` where the host has none.
+pub(super) fn service_names(host: &str) -> (&str, &str) {
+    match host.split_once('.') {
+        Some((name, rest)) if host.parse::<IpAddr>().is_err() => {
+            (name, rest.split('.').next().unwrap_or_default())
+        }
+        Some(_) | None => (host, "unknown"),
     }
 }
 

@@ -62,7 +62,11 @@ async fn pooled(client: &MeshClient<Empty<Bytes>>) -> Result<(), String> {
     expect_ok(response).await
 }
 
-async fn expect_ok(response: http::Response<hyper::body::Incoming>) -> Result<(), String> {
+async fn expect_ok<B>(response: http::Response<B>) -> Result<(), String>
+where
+    B: http_body::Body,
+    B::Error: std::fmt::Debug,
+{
     let status = response.status();
     response.into_body().collect().await.map_err(|error| format!("body: {error:?}"))?;
     if status == 200 { Ok(()) } else { Err(status.to_string()) }

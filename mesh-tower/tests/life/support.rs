@@ -325,7 +325,7 @@ pub(crate) async fn gone(end: tokio::task::JoinHandle<hyper::Result<()>>) -> Dur
 }
 
 /// Reads a body to its end or error, and tells how long that took.
-pub(crate) async fn drained(response: Response<Incoming>) -> Duration {
+pub(crate) async fn drained(response: Response<impl http_body::Body + Unpin>) -> Duration {
     let begun = std::time::Instant::now();
     let mut body = response.into_body();
     timeout(PATIENCE, async { while let Some(Ok(_)) = body.frame().await {} })

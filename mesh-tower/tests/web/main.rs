@@ -6,6 +6,8 @@
 
 #[cfg(feature = "admin")]
 mod admin;
+#[expect(clippy::panic, reason = "a metric that nobody has listed fails the test")]
+mod catalog;
 mod handlers;
 mod headers;
 #[expect(
@@ -16,6 +18,7 @@ mod headers;
 mod logs;
 #[expect(clippy::panic, reason = "a metric that never comes fails the test")]
 mod metrics;
+mod outbound;
 mod reload;
 #[expect(
     clippy::arithmetic_side_effects,

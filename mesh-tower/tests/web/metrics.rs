@@ -26,7 +26,7 @@ spec:
   - from: [{source: {principals: ['cluster.local/ns/shop/sa/*']}}]
 ";
 
-fn app() -> Router {
+pub(crate) fn app() -> Router {
     Router::new()
         .route("/hello", get_route(|| async { "hello" }))
         .route("/echo", post(|body: Body| async { Response::new(body) }))

@@ -15,7 +15,7 @@ use tracing::{Event, Metadata, Subscriber};
 use crate::support::authority;
 use crate::{ask, bind, connector, done, mesh};
 
-const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+pub(crate) const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 const POLICY: &str = "
 apiVersion: security.istio.io/v1
@@ -26,11 +26,22 @@ spec:
   - to: [{operation: {paths: [/hello*]}}]
 ";
 
-/// Keeps the fields of our spans, one line for each value.
-#[derive(Clone, Default)]
-struct Spans {
+/// Keeps the fields of the spans of one target, one line for each value.
+#[derive(Clone)]
+pub(crate) struct Spans {
+    target: &'static str,
     next: Arc<AtomicU64>,
     lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Spans {
+    pub(crate) fn of(target: &'static str) -> Self {
+        Self { target, next: Arc::default(), lines: Arc::default() }
+    }
+
+    pub(crate) fn lines(&self) -> String {
+        self.lines.lock().unwrap().join("\n")
+    }
 }
 
 struct Fields<'s>(&'s Spans, u64);
@@ -43,7 +54,7 @@ impl Visit for Fields<'_> {
 
 impl Subscriber for Spans {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_span() && metadata.target() == "mesh_tower::http"
+        metadata.is_span() && metadata.target() == self.target
     }
     fn new_span(&self, attributes: &Attributes<'_>) -> Id {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
@@ -69,7 +80,7 @@ async fn hello(request: Request<axum::body::Body>) -> String {
 /// begins a new trace; no query, and nothing that looks like a token, is in a span ([SEC-OPS-4]).
 #[tokio::test]
 async fn requests_have_spans_in_their_callers_trace() {
-    let spans = Spans::default();
+    let spans = Spans::of("mesh_tower::http");
     let _guard = tracing::subscriber::set_default(spans.clone());
     let authority = authority();
     let mesh = mesh(&authority, POLICY, |builder| builder);
@@ -91,7 +102,7 @@ async fn requests_have_spans_in_their_callers_trace() {
     assert!(fresh.ends_with("-03") && !fresh.contains("4bf92f35"), "{fresh}");
     assert_eq!(ask(&web, request("/secret", PARENT)).await.0, 403);
 
-    let lines = spans.lines.lock().unwrap().join("\n");
+    let lines = spans.lines();
     for wanted in [
         "1 otel.kind=\"server\"",
         "1 trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\"",
