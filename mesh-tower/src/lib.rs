@@ -95,7 +95,7 @@ pub use opa::{
 };
 pub use open_path::{OpenPath, OpenPathError};
 pub use policies::Policies;
-pub use readiness::NotReady;
+pub use readiness::{NotReady, Readiness};
 #[cfg(feature = "rego")]
 pub use rego::RegoStage;
 pub use resource::{AccessDenied, Resource, ResourceError};

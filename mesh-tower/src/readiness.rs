@@ -1,9 +1,13 @@
 //! Whether the service may be sent traffic.
 
+use std::fmt;
+use std::future::pending;
+use std::sync::Arc;
+
 use mesh_authn::request::{KeySource, KeyState};
 use tokio::sync::watch;
 
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, MeshBuilder, WeakMesh};
 use crate::policies::Policies;
 use crate::report::shown;
 use crate::snapshot::OwnIdentityError;
@@ -19,6 +23,114 @@ pub enum NotReady {
     /// A key set that policies need has not been fetched, or is too old: its tokens are refused.
     #[error("no usable key set from {0}")]
     Keys(String),
+
+    /// The source of identity has delivered none that can be used; what it said last, if anything.
+    #[error("waiting for the first identity{}", .0.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    Starting(Option<String>),
+
+    /// The program has let go of its mesh.
+    #[error("the mesh has been stopped")]
+    Stopped,
+}
+
+/// Whether traffic may be sent to a service, from before its mesh is there: [`MeshBuilder::start`]
+/// returns only with the first identity, and an orchestrator asks earlier.
+///
+/// Cloning shares it. It keeps no mesh alive. With the feature `admin`, [`MeshBuilder::admin`] serves it.
+///
+/// # Examples
+///
+/// ```
+/// # use mesh_tower::{IdentitySource, Mesh, MeshBuilder, Policies};
+/// # async fn start(builder: MeshBuilder, source: impl IdentitySource)
+/// # -> Result<Mesh, mesh_tower::Error> {
+/// let readiness = builder.readiness();
+/// let probe = move || match readiness.check() {
+///     Ok(()) => (200, "ready".to_owned()),
+///     Err(why) => (503, why.to_string()),
+/// };
+/// // Serve the probe, then wait for the identity.
+/// let (status, why) = probe();
+/// assert_eq!((status, &*why), (503, "waiting for the first identity"));
+/// builder.start(source, Policies::none()).await
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Readiness {
+    stage: Arc<watch::Sender<Stage>>,
+}
+
+enum Stage {
+    /// With what the source has said last.
+    Waiting(Option<String>),
+    Started(WeakMesh),
+}
+
+impl Readiness {
+    pub(crate) fn new() -> Self {
+        Self { stage: Arc::new(watch::Sender::new(Stage::Waiting(None))) }
+    }
+
+    /// Whether traffic may be sent, as [`Mesh::readiness`] says once there is a mesh.
+    ///
+    /// # Errors
+    ///
+    /// What is missing.
+    pub fn check(&self) -> Result<(), NotReady> {
+        self.mesh()?.readiness()
+    }
+
+    /// Resolves when [`Readiness::check`] has nothing to say.
+    pub async fn ready(&self) {
+        let mut stages = self.stage.subscribe();
+        loop {
+            if let Ok(mesh) = self.mesh() {
+                return mesh.ready().await;
+            }
+            if stages.changed().await.is_err() {
+                // Not while we hold the sender.
+                pending::<()>().await;
+            }
+        }
+    }
+
+    /// The mesh, once it has started and as long as the program holds it.
+    pub(crate) fn mesh(&self) -> Result<Mesh, NotReady> {
+        match &*self.stage.borrow() {
+            Stage::Waiting(why) => Err(NotReady::Starting(why.clone())),
+            Stage::Started(mesh) => mesh.upgrade().ok_or(NotReady::Stopped),
+        }
+    }
+
+    /// Takes note of why the source has no identity yet.
+    pub(crate) fn waits(&self, why: &dyn fmt::Display) {
+        let why = Some(why.to_string());
+        self.stage.send_if_modified(|stage| match stage {
+            Stage::Waiting(held) => {
+                *held = why;
+                true
+            }
+            Stage::Started(_) => false,
+        });
+    }
+
+    pub(crate) fn started(&self, mesh: &Mesh) {
+        self.stage.send_replace(Stage::Started(mesh.downgrade()));
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Readiness").field("check", &self.check()).finish()
+    }
+}
+
+impl MeshBuilder {
+    /// Tells whether the mesh that this builder builds may be sent traffic, from now on.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
 }
 
 impl Mesh {
@@ -54,10 +166,15 @@ impl Mesh {
     /// # }
     /// ```
     pub async fn ready(&self) {
-        /// Key sets' states have no signal of their own.
-        const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+        let (mut changes, mut keys) = (self.changes(), self.key_states());
+        let mut jumps = self.clock_jumps();
         while self.readiness().is_err() {
-            tokio::time::sleep(PAUSE).await;
+            // The senders live as long as our mesh.
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = keys.changed() => {}
+                _ = jumps.changed() => {}
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -25,7 +26,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tower_service::Service;
 
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, MeshBuilder};
+use crate::readiness::{NotReady, Readiness};
 pub(crate) use recent::Recent;
 use state::State;
 
@@ -53,7 +55,11 @@ use state::State;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Admin {
-    mesh: Mesh,
+    readiness: Readiness,
+    /// Kept by the page of a mesh, not by one that was there before it.
+    _mesh: Option<Mesh>,
+    /// For the head of a request.
+    deadline: Duration,
     hosts: Arc<BTreeSet<String>>,
     anywhere: bool,
 }
@@ -63,11 +69,40 @@ impl Mesh {
     #[must_use]
     pub fn admin(&self) -> Admin {
         self.recent().begin();
-        Admin { mesh: self.clone(), hosts: Arc::default(), anywhere: false }
+        let readiness = Readiness::new();
+        readiness.started(self);
+        Admin::new(readiness, Some(self.clone()), self.limits().request_head)
+    }
+}
+
+impl MeshBuilder {
+    /// The admin service from before there is a mesh: until [`MeshBuilder::start`] has the first
+    /// identity, it answers everything with 503 and what is waited for. It does not keep the mesh.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use mesh_tower::{IdentitySource, Mesh, MeshBuilder, Policies};
+    /// # async fn run(builder: MeshBuilder, source: impl IdentitySource)
+    /// # -> Result<(), Box<dyn std::error::Error>> {
+    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:15000").await?;
+    /// tokio::spawn(builder.admin().serve(listener, std::future::pending()));
+    /// // `/readyz` answers 503 until the identity is there.
+    /// let mesh = builder.start(source, Policies::none()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin::new(self.readiness(), None, self.limits.request_head)
     }
 }
 
 impl Admin {
+    fn new(readiness: Readiness, mesh: Option<Mesh>, deadline: Duration) -> Self {
+        Self { readiness, _mesh: mesh, deadline, hosts: Arc::default(), anywhere: false }
+    }
+
     /// Also answers under this host name, without a port.
     #[must_use]
     pub fn host(mut self, name: impl Into<String>) -> Self {
@@ -100,7 +135,7 @@ impl Admin {
             let why = "the admin page is served on loopback only, unless on_any_address is called";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        let deadline = self.mesh.limits().request_head;
+        let deadline = self.deadline;
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             let accepted = tokio::select! {
@@ -108,7 +143,7 @@ impl Admin {
                 () = &mut shutdown => return Ok(()),
             };
             let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
             let service = TowerToHyperService::new(self.clone());
@@ -131,23 +166,26 @@ impl Admin {
         if method != Method::GET && method != Method::HEAD {
             return Answer::refusal(StatusCode::METHOD_NOT_ALLOWED, "it only reads\n");
         }
+        let mesh = match self.readiness.mesh() {
+            Ok(mesh) => mesh,
+            Err(why) => return Answer::not_ready(&why),
+        };
+        // Refusals are kept for whoever looks.
+        mesh.recent().begin();
         let ok = StatusCode::OK;
         match path {
-            "/" => Answer::new(ok, "text/html; charset=utf-8", page::html(&State::of(&self.mesh))),
+            "/" => Answer::new(ok, "text/html; charset=utf-8", page::html(&State::of(&mesh))),
             "/status.json" => {
-                let text = State::of(&self.mesh).to_json().to_string();
+                let text = State::of(&mesh).to_json().to_string();
                 Answer::new(ok, "application/json", text)
             }
             "/metrics" => {
-                let text = self.mesh.telemetry().prometheus();
+                let text = mesh.telemetry().prometheus();
                 Answer::new(ok, "text/plain; version=0.0.4; charset=utf-8", text)
             }
-            "/readyz" => match self.mesh.readiness() {
+            "/readyz" => match mesh.readiness() {
                 Ok(()) => Answer::new(ok, "text/plain; charset=utf-8", "ready\n".to_owned()),
-                Err(why) => {
-                    let why = format!("not ready: {why}\n");
-                    Answer::new(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", why)
-                }
+                Err(why) => Answer::not_ready(&why),
             },
             _ => Answer::refusal(StatusCode::NOT_FOUND, "not here\n"),
         }
@@ -177,6 +215,10 @@ struct Answer {
 impl Answer {
     fn new(status: StatusCode, content_type: &'static str, text: String) -> Self {
         Self { status, content_type, text }
+    }
+
+    fn not_ready(why: &NotReady) -> Self {
+        Self::refusal(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {why}\n"))
     }
 
     fn refusal(status: StatusCode, text: &str) -> Self {

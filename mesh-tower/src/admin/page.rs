@@ -288,6 +288,10 @@ fn base64(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::UnixTime;
+
+    use super::super::recent::Refused;
+    use super::super::state::{Certificate, Keys, Policy};
     use super::*;
 
     #[test]
@@ -295,6 +299,80 @@ mod tests {
         let mut page = Page(String::new());
         page.text("<script>\"'&\u{202e}\u{7}\n");
         assert_eq!(page.0, "&lt;script&gt;&quot;&#39;&amp;\\u{202e}\\u{7}\n");
+    }
+
+    /// A state whose every text is hostile.
+    fn hostile(text: &str) -> State {
+        let text = || text.to_owned();
+        let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1));
+        State {
+            now: SystemTime::UNIX_EPOCH,
+            identity: text(),
+            generation: 1,
+            not_ready: Some(text()),
+            problems: vec![text()],
+            allowed: 1,
+            denied: 2,
+            decision_nanos: 3,
+            refused_connections: 4,
+            refused_configurations: 5,
+            policies: vec![Policy {
+                namespace: text(),
+                name: text(),
+                action: "DENY",
+                dry_run: true,
+                rules: vec![(text(), 1)],
+            }],
+            certificates: vec![Certificate {
+                kind: "own",
+                name: text(),
+                not_before: time,
+                not_after: time,
+                left: 50,
+                withdrawn: false,
+            }],
+            key_sets: vec![Keys { source: text(), state: "fresh", age: Some(1), failures: 1 }],
+            refused: vec![Refused {
+                time: SystemTime::UNIX_EPOCH,
+                generation: 1,
+                method: text(),
+                path: text(),
+                peer: Some(text()),
+                user: Some(text()),
+                reason: text(),
+                explanation: Some(text()),
+            }],
+        }
+    }
+
+    /// [SEC-AUTHZ-12] Whatever a text is, the page has the same elements, and nothing in it is loaded from
+    /// anywhere.
+    #[test]
+    fn sec_authz_12_no_text_becomes_markup() {
+        let elements = |html: &str| html.matches('<').count();
+        let plain = html(&hostile("plain"));
+        for text in [
+            "<script>alert(1)</script>",
+            "</code></table><img src=//evil.example/x onerror=alert(1)>",
+            "\"><svg onload=alert(1)>",
+            "' style='background:url(//evil.example)'",
+            "&lt;b&gt;",
+            "\u{202e}gnp.exe\u{0}\u{7f}",
+            "<!--",
+        ] {
+            let page = html(&hostile(text));
+            assert_eq!(elements(&page), elements(&plain), "{text}");
+            assert_eq!(page.matches("=\"").count(), plain.matches("=\"").count(), "{text}");
+            assert!(!page.contains('\u{202e}') && !page.contains('\0'), "{text}");
+        }
+        for external in
+            ["<script", "<link", "<img", "<iframe", "<form", " src=", "url(", "@import", "//"]
+        {
+            assert!(!plain.contains(external), "{external}");
+        }
+        let links: Vec<&str> =
+            plain.split("href=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert_eq!(links, ["/status.json", "/metrics", "/readyz"]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::expiry::ClockJumps;
 use crate::observe::{Observer, TracingObserver};
 use crate::open_path::OpenPath;
 use crate::policies::Policies;
+use crate::readiness::Readiness;
 use crate::report::Reporting;
 use crate::server::Limits;
 use crate::settings::HttpSettings;
@@ -44,11 +45,12 @@ pub struct MeshBuilder {
     clock: Arc<dyn Clock>,
     provider: Arc<CryptoProvider>,
     tls12: bool,
-    limits: Limits,
+    pub(crate) limits: Limits,
     observer: Arc<dyn Observer>,
     providers: ExtensionProviders,
     http: HttpSettings,
     pub(crate) reporting: Reporting,
+    pub(crate) readiness: Readiness,
 }
 
 impl MeshBuilder {
@@ -68,6 +70,7 @@ impl MeshBuilder {
             providers: ExtensionProviders::default(),
             http: HttpSettings::default(),
             reporting: Reporting::default(),
+            readiness: Readiness::new(),
         }
     }
 
@@ -136,7 +139,8 @@ impl MeshBuilder {
     /// Waits until a source delivers an identity that can be used, starts with it and the policies,
     /// and follows the source from then on in a task of its own ([SEC-OPS-3]).
     ///
-    /// It waits for ever; put a timeout around it where that is not wanted.
+    /// It waits for ever; put a timeout around it where that is not wanted. Meanwhile
+    /// [`MeshBuilder::readiness`] tells what it waits for.
     ///
     /// # Errors
     ///
@@ -152,6 +156,7 @@ impl MeshBuilder {
                     let built = self.clone().build(svid, bundles, policies.clone());
                     match built {
                         Err(error @ (Error::Tls(_) | Error::Expired)) => {
+                            self.readiness.waits(&error);
                             tracing::warn!(%error, "the source's identity cannot be used");
                         }
                         Err(error) => return Err(error),
@@ -162,6 +167,7 @@ impl MeshBuilder {
                     }
                 }
                 IdentityUpdate::Failed(error) | IdentityUpdate::Withdrawn(error) => {
+                    self.readiness.waits(&error);
                     tracing::warn!(%error, "the source has no identity yet");
                 }
             }
@@ -289,6 +295,7 @@ impl MeshBuilder {
         };
         let mesh = Mesh { shared: Arc::new(shared) };
         mesh.report_configuration();
+        self.readiness.started(&mesh);
         Ok(mesh)
     }
 }

@@ -78,7 +78,19 @@ impl Mesh {
     /// Serves a router or any other HTTP service behind the mesh until `shutdown` resolves, then
     /// drains.
     ///
-    /// The service sees only requests that every policy has admitted, with the normalized path.
+    /// The service sees only requests that every policy has admitted, with the normalized path. It may
+    /// take an upgrade over HTTP/1.1, such as a WebSocket; what is upgraded ends when policies no longer
+    /// admit it ([`Limits::denied_drain`]). Over HTTP/2 there are none: extended CONNECT (RFC 8441) is not
+    /// offered, and refused with 400 when it comes all the same ([SEC-HTTP-9]).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn run(mesh: mesh_tower::Mesh, app: axum::Router) -> std::io::Result<()> {
+    /// let listener = tokio::net::TcpListener::bind("0.0.0.0:8443").await?;
+    /// mesh.serve(listener, app, std::future::pending()).await
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -231,6 +243,7 @@ impl Mesh {
 }
 
 /// A mesh that may be gone: for tasks that must not keep it.
+#[derive(Clone)]
 pub(crate) struct WeakMesh {
     shared: Weak<Shared>,
 }

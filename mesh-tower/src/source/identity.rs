@@ -94,13 +94,15 @@ impl IdentitySource for Option<Identity> {
 /// Follows a source for as long as the mesh is there.
 pub(crate) async fn follow(mesh: Mesh, mut source: impl IdentitySource) {
     let mut changes = mesh.changes();
-    let mesh = mesh.downgrade();
+    let held = mesh.downgrade();
+    // The argument would live as long as this does.
+    drop(mesh);
     loop {
         let update = tokio::select! {
             update = source.next() => update,
             () = gone(&mut changes) => return,
         };
-        let Some(mesh) = mesh.upgrade() else { return };
+        let Some(mesh) = held.upgrade() else { return };
         match update {
             IdentityUpdate::Identity(Identity { svid, bundles }) => {
                 // What cannot be used is reported by the mesh itself.

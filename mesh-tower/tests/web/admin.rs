@@ -30,13 +30,13 @@ spec:
   rules: [{to: [{operation: {paths: ['/admin*']}}]}]
 ";
 
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     policy: String,
-    body: String,
+    pub(crate) body: String,
 }
 
-async fn page(address: SocketAddr, request: http::request::Builder) -> Answer {
+pub(crate) async fn page(address: SocketAddr, request: http::request::Builder) -> Answer {
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut send, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -56,7 +56,7 @@ async fn serve(mesh: &Mesh) -> SocketAddr {
     address
 }
 
-fn at(path: &str, host: &str) -> http::request::Builder {
+pub(crate) fn at(path: &str, host: &str) -> http::request::Builder {
     Request::get(path).header("host", host)
 }
 

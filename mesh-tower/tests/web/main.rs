@@ -19,6 +19,8 @@ mod logs;
 #[expect(clippy::panic, reason = "a metric that never comes fails the test")]
 mod metrics;
 mod outbound;
+#[cfg(feature = "admin")]
+mod ready;
 mod reload;
 #[expect(
     clippy::arithmetic_side_effects,
