@@ -134,6 +134,32 @@ fn only_mesh_authn_asserts_evidence() {
     }
 }
 
+/// [SEC-OPS-6] MACs are verified by ring, which takes the same time wherever they differ; a tag is made
+/// only where one is asked for: by whoever signs a token, and by a Rego builtin.
+#[test]
+fn sec_ops_6_macs_are_verified_by_ring() {
+    let signers =
+        ["mesh-authn/src/request/provider.rs", "mesh-authz/src/rego/builtins/supplied.rs"];
+    let mut verified = Vec::new();
+    for (name, text) in sources(&src()) {
+        let code = without_tests_and_comments(&text);
+        if code.contains("hmac::verify(") {
+            verified.push(name.clone());
+        }
+        let makes = code.contains("hmac::sign(") || code.contains("hmac::Context");
+        assert!(
+            !makes || signers.contains(&&*name),
+            "{name} makes a tag to compare: use hmac::verify"
+        );
+    }
+    let places = [
+        "mesh-authn/src/request/key.rs",
+        "mesh-authn/src/request/provider.rs",
+        "mesh-authz/src/rego/builtins/jwt.rs",
+    ];
+    assert_eq!(verified, places, "where MACs are verified");
+}
+
 /// The cores never see each other, nor a runtime; but what only mesh-ca's feature `serve` brings in is
 /// the network edge of a program that is an authority.
 #[test]

@@ -1,5 +1,6 @@
 //! Requests that Envoy's HTTP layer refuses before any policy, as bytes.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -10,10 +11,8 @@ use mesh_tower::{Mesh, Policies};
 use crate::wire::{Dial, ask_http1, ask_http2};
 use crate::world::{Identities, LOCALHOST, Witness, bind};
 
-/// [SEM-EVAL-01], [SEC-HTTP-3], [SEC-HTTP-9], [SEM-ADV-13] The layer refuses what Envoy's codecs refuse and hyper
-/// lets pass, with no policy at all, which would allow everything; and it lets pass what they do.
-#[tokio::test]
-async fn sem_eval_01_what_envoys_codecs_refuse_reaches_nobody() {
+/// A service that answers whatever reaches it, who sees what is decided, and a client over HTTP/2.
+async fn serve(policies: Policies) -> (SocketAddr, Witness, Dial) {
     let home = "cluster.local".parse().unwrap();
     let identities = Identities::default();
     let own = "spiffe://cluster.local/ns/shop/sa/server".parse().unwrap();
@@ -22,12 +21,65 @@ async fn sem_eval_01_what_envoys_codecs_refuse_reaches_nobody() {
         Mesh::builder(Workload::new("shop"), MeshSettings::new("cluster.local".parse().unwrap()))
             .semantics(Semantics::istio())
             .observer(Arc::new(witness.clone()))
-            .build(identities.svid(&own).unwrap(), identities.trust([&home]), Policies::none())
+            .build(identities.svid(&own).unwrap(), identities.trust([&home]), policies)
             .unwrap();
     let (listener, address) = bind(LOCALHOST).await.unwrap();
     let app = Router::new().fallback(|| async { "served" });
     tokio::spawn(async move { mesh.serve(listener, app, std::future::pending()).await });
+    (address, witness, Dial { svid: identities.svid(&own), http2: true, ..Dial::default() })
+}
 
+/// [SEC-HTTP-3] A DENY for `/pkg.S/M` is not escaped by a `:path` that a handler might read as the same:
+/// without its slash, absolute, empty, or with control bytes, it is refused before policy.
+#[tokio::test]
+async fn sec_http_3_no_form_of_path_escapes_a_denial() {
+    let deny = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-method, namespace: shop}
+spec: {action: DENY, rules: [{to: [{operation: {paths: [/pkg.S/M]}}]}]}
+";
+    let policies = Policies::read([("deny.yaml", deny)], "shop").unwrap();
+    let (address, witness, dial) = serve(policies).await;
+    let paths: [(&[u8], Option<u16>); 12] = [
+        (b"/pkg.S/N", Some(200)),
+        (b"/pkg.S/M", Some(403)),
+        (b"/pkg.S/M?x", Some(403)),
+        (b"pkg.S/M", None),
+        (b"http://shop/pkg.S/M", None),
+        (b"https://shop/pkg.S/M", None),
+        (b"", None),
+        (b"*", None),
+        (b"/pkg.S/M\0", None),
+        (b"/pkg.S/M\t", None),
+        (b"\t/pkg.S/M", None),
+        (b"/pkg.S/M\x7f", None),
+    ];
+    for (path, want) in paths {
+        let fields: [(&[u8], &[u8]); 4] = [
+            (b":method", b"POST"),
+            (b":scheme", b"https"),
+            (b":path", path),
+            (b":authority", b"shop"),
+        ];
+        let mut stream = dial.connect(address).await.unwrap();
+        let status = ask_http2(&mut *stream, &fields).await.map(|reply| reply.status);
+        let text = path.escape_ascii();
+        match want {
+            Some(_) => assert_eq!(status, want, "{text}"),
+            // Either the whole stream is refused or the request is.
+            None => assert!(matches!(status, None | Some(400)), "{text}: {status:?}"),
+        }
+        let allowed = witness.take().is_some_and(|decided| decided.allowed);
+        assert_eq!(allowed, want == Some(200), "{text}");
+    }
+}
+
+/// [SEM-EVAL-01], [SEC-HTTP-3], [SEC-HTTP-9], [SEM-ADV-13] The layer refuses what Envoy's codecs refuse and hyper
+/// lets pass, with no policy at all, which would allow everything; and it lets pass what they do.
+#[tokio::test]
+async fn sem_eval_01_what_envoys_codecs_refuse_reaches_nobody() {
+    let (address, witness, dial) = serve(Policies::none()).await;
     let http1: [(&[u8], bool); 18] = [
         (b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n", true),
         (b"GET http://shop/x HTTP/1.1\r\nHost: shop\r\n\r\n", true),
@@ -64,7 +116,6 @@ async fn sem_eval_01_what_envoys_codecs_refuse_reaches_nobody() {
         witness.take();
     }
 
-    let dial = Dial { svid: identities.svid(&own), http2: true, ..Dial::default() };
     let get = |path: &'static [u8], authority: &'static [u8]| {
         vec![
             (&b":method"[..], &b"GET"[..]),

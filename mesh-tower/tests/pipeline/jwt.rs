@@ -54,6 +54,26 @@ async fn sec_jwt_7_the_recorded_answers_to_tokens_over_real_sockets() {
     assert!(agree * 10 >= verdicts.len() * 9, "only {agree} of {} agree", verdicts.len());
 }
 
+/// Where a whole server answers otherwise than Envoy's filter alone, and why it stays so. One that agrees
+/// after all fails the run, as one that is not listed.
+const EXCEPTIONS: [(&str, &str); 3] = [
+    (
+        "request/realm-empty-host",
+        "a request for no host is 400 before its token is looked at [SEC-HTTP-5]: Envoy answers 401 \
+         because the token is invalid",
+    ),
+    (
+        "request/realm-xfp-https",
+        "the scheme in a challenge is the connection's: what a client says of it in \
+         x-forwarded-proto is not believed [SEC-HTTP-2]",
+    ),
+    (
+        "extract-header/header-pseudo-path",
+        "a pseudo-header as a place of tokens is refused when it is read: with it Envoy takes the \
+         path away with the token, and answers 503 to every good one",
+    ),
+];
+
 /// When the vector was recorded.
 #[derive(Debug)]
 struct At(u64);
@@ -100,10 +120,14 @@ impl Server {
         // The same vector without a network: what it may differ in.
         let documented = compare(vector, &compile(vector, &options), &options);
         let verdict = self.ask(vector).await;
-        match (verdict, documented) {
-            (Verdict::Mismatch(_), Ok(Some(deviation))) => Verdict::Differs(deviation.reason()),
-            (Verdict::Mismatch(what), _) => of_the_wire(vector, what),
-            (verdict, _) => verdict,
+        let excepted = EXCEPTIONS.iter().find(|(id, _)| *id == vector.id);
+        match (verdict, excepted, documented) {
+            (Verdict::Mismatch(_), Some((_, why)), _) => Verdict::Differs(why),
+            (Verdict::Agrees, Some(_), _) => {
+                Verdict::Mismatch("agrees, and is listed as an exception".to_owned())
+            }
+            (Verdict::Mismatch(_), _, Ok(Some(deviation))) => Verdict::Differs(deviation.reason()),
+            (verdict, _, _) => verdict,
         }
     }
 
@@ -171,22 +195,6 @@ impl Server {
             Err(what) => Verdict::Mismatch(format!("{what} ({}, {decided:?})", reply.status)),
         }
     }
-}
-
-/// What differs because there is a whole server around.
-fn of_the_wire(vector: &Vector, what: String) -> Verdict {
-    let mut headers = vector.request.headers.iter();
-    let says_scheme = headers.any(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-proto"));
-    if what.contains("malformed_request{host is not a host}") {
-        return Verdict::Differs("an empty host is 400 [SEC-HTTP-5]");
-    }
-    if what.contains("fromHeaders[0].name: not a header name") {
-        return Verdict::Differs("a pseudo-header is refused as a place of tokens, when read");
-    }
-    if says_scheme && what.starts_with("www-authenticate") {
-        return Verdict::Differs("the scheme in a challenge is the connection's [SEC-HTTP-2]");
-    }
-    Verdict::Mismatch(what)
 }
 
 fn compare_refusal(vector: &Vector, reply: &Reply) -> Result<(), String> {

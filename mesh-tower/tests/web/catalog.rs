@@ -106,10 +106,8 @@ async fn the_catalog_is_what_is_reported() {
         }
         let (name, labels) = parse(line);
         let listed = Telemetry::catalog().iter().find(|one| {
-            let parts: &[&str] = match one.kind {
-                MetricKind::Histogram => &["_bucket", "_sum", "_count"],
-                _ => &[""],
-            };
+            let is_histogram = one.kind == MetricKind::Histogram;
+            let parts: &[&str] = if is_histogram { &["_bucket", "_sum", "_count"] } else { &[""] };
             let rest = name.strip_prefix(one.name);
             rest.is_some_and(|rest| parts.contains(&rest))
         });

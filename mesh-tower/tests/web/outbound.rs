@@ -194,8 +194,9 @@ async fn a_client_counts_its_requests_by_istios_labels() {
         assert_eq!(value(&mesh, "istio_response_bytes_sum", &labels(200, "-")), "17");
 
         // An answer without a body is over with its head.
-        let head = Request::head(format!("https://{HOST}/hello")).body(Full::default()).unwrap();
-        let held = ask(&client, head).await.unwrap();
+        let bodiless =
+            Request::head(format!("https://{HOST}/hello")).body(Full::default()).unwrap();
+        let held = ask(&client, bodiless).await.unwrap();
         assert_eq!(value(&mesh, "istio_requests_total", &labels(200, "-")), "4");
         drop(held);
         assert_eq!(value(&mesh, "istio_requests_total", &labels(200, "-")), "4");
