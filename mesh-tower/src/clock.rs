@@ -10,6 +10,27 @@ use rustls::time_provider::TimeProvider;
 use crate::observe::system_time;
 
 /// Where wall-clock time comes from. Tests inject their own.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use mesh_tower::{Clock, SystemClock};
+/// use rustls::pki_types::UnixTime;
+///
+/// /// An hour ahead, to see what expires.
+/// #[derive(Debug)]
+/// struct Ahead;
+///
+/// impl Clock for Ahead {
+///     fn now(&self) -> UnixTime {
+///         let now = Duration::from_secs(SystemClock.now().as_secs());
+///         UnixTime::since_unix_epoch(now.saturating_add(Duration::from_secs(3600)))
+///     }
+/// }
+/// assert!(Ahead.now() > SystemClock.now());
+/// ```
 pub trait Clock: Debug + Send + Sync + 'static {
     /// The time now.
     fn now(&self) -> UnixTime;

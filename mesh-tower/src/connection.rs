@@ -17,6 +17,18 @@ use crate::telemetry::{PeerKey, PeerSeries, Protection, Reporter, Telemetry};
 ///
 /// Handlers read it to know the caller. Only this crate's acceptor makes one: it is proof that
 /// the request came through it ([SEC-HTTP-13]).
+///
+/// # Examples
+///
+/// ```
+/// use mesh_tower::ConnectionInfo;
+///
+/// fn caller<B>(request: &http::Request<B>) -> String {
+///     let info = request.extensions().get::<ConnectionInfo>();
+///     let peer = info.and_then(ConnectionInfo::peer);
+///     peer.map_or("plain text".to_owned(), |peer| peer.id().to_string())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct ConnectionInfo {
     facts: Arc<Facts>,

@@ -117,6 +117,16 @@ where
 
 /// The verified workload that calls. On plain text the request is refused with 403;
 /// `Option<Peer>` takes it.
+///
+/// # Examples
+///
+/// ```
+/// use mesh_tower::Peer;
+///
+/// async fn cart(Peer(caller): Peer) -> String {
+///     format!("the cart of {}", caller.id())
+/// }
+/// ```
 #[derive(Clone, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "an extractor is taken apart in a pattern")]
 pub struct Peer(pub VerifiedPeer);

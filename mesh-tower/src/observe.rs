@@ -12,6 +12,28 @@ use mesh_identity::{SpiffeId, VerifiedToken};
 use rustls::pki_types::UnixTime;
 
 /// Receives the mesh's events. Called on the request path: be quick, never block.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering};
+///
+/// use mesh_tower::{ConnectionEvent, DecisionEvent, Observer};
+///
+/// /// Counts what no rule has allowed.
+/// #[derive(Debug, Default)]
+/// struct Unmatched(AtomicU64);
+///
+/// impl Observer for Unmatched {
+///     fn decided(&self, event: &DecisionEvent<'_>) {
+///         if !event.allowed && event.rule.is_none() {
+///             self.0.fetch_add(1, Ordering::Relaxed);
+///         }
+///     }
+///
+///     fn connection_refused(&self, _: &ConnectionEvent) {}
+/// }
+/// ```
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
     /// A request was admitted or refused. One call per request.
     fn decided(&self, event: &DecisionEvent<'_>);

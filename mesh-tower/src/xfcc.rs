@@ -16,6 +16,14 @@ const LONGEST: usize = 16 * 1024;
 /// What becomes of `x-forwarded-client-cert` on its way to the service ([SEC-HTTP-6]).
 ///
 /// No policy of ours takes an identity from it. On plain text it is always removed.
+///
+/// # Examples
+///
+/// ```
+/// # fn with(builder: mesh_tower::MeshBuilder) -> mesh_tower::MeshBuilder {
+/// builder.forward_client_cert(mesh_tower::ForwardClientCert::Set)
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum ForwardClientCert {

@@ -44,6 +44,20 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A rotated identity or bundle counts for the next connection. A connection is cut when the
 /// server's certificate has ended or is no longer trusted; [`MeshClient`] stops using it long
 /// before that.
+///
+/// # Examples
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::Empty;
+/// use mesh_tower::authn::peer::ExpectedServer;
+/// use mesh_tower::{Connector, Mesh, MeshClient};
+///
+/// fn client(mesh: &Mesh) -> Result<MeshClient<Empty<Bytes>>, Box<dyn std::error::Error>> {
+///     let cart = ExpectedServer::exact("spiffe://cluster.local/ns/shop/sa/cart".parse()?);
+///     Ok(Connector::new(mesh.clone()).service("cart", "10.0.0.7:8443".parse()?, &cart).client())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Connector {
     mesh: Mesh,

@@ -38,6 +38,28 @@ pub use builder::MeshBuilder;
 ///
 /// Cloning shares it. Each change compiles a new snapshot and swaps it in whole; a change that does
 /// not compile is refused, and the last good configuration stays in force ([SEC-OPS-2]).
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use mesh_tower::identity::{BundleSet, MeshSettings, Workload, X509Svid};
+/// use mesh_tower::{Error, Mesh, Policies};
+///
+/// fn join(svid: X509Svid, bundles: BundleSet, policies: Policies) -> Result<Mesh, Error> {
+///     let trust_domain = svid.id().trust_domain().clone();
+///     let workload = Workload::new("shop").with_label("app", "cart");
+///     let mesh = Mesh::builder(workload, MeshSettings::new(trust_domain)).build(
+///         Arc::new(svid),
+///         Arc::new(bundles),
+///         policies,
+///     )?;
+///     // Later, when they change. What does not compile changes nothing.
+///     mesh.set_policies(Policies::none())?;
+///     Ok(mesh)
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Mesh {
     shared: Arc<Shared>,

@@ -4,6 +4,18 @@
 use std::time::Duration;
 
 /// Deadlines and bounds of the accept loop. The defaults suit a service that faces strangers.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use mesh_tower::Limits;
+///
+/// let mut limits = Limits::default();
+/// limits.drain = Duration::from_secs(20);
+/// limits.connection_age = Some(Duration::from_secs(3600));
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Limits {

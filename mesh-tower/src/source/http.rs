@@ -20,6 +20,23 @@ use super::keys::{FetchError, FetchFuture, KeyFetcher};
 ///
 /// A redirect is an answer other than 200, and so a failure. The name is resolved once, and only
 /// addresses that the policy allows are connected to.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use mesh_tower::authn::request::RefreshPolicy;
+/// use mesh_tower::{HttpKeyFetcher, Mesh};
+/// use rustls::RootCertStore;
+///
+/// # fn follow(mesh: &Mesh, roots: RootCertStore) -> Result<(), rustls::Error> {
+/// let provider = Arc::new(rustls::crypto::ring::default_provider());
+/// let fetcher = Arc::new(HttpKeyFetcher::new(provider, roots)?);
+/// tokio::spawn(mesh.clone().keep_keys_fresh(fetcher, RefreshPolicy::default()));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct HttpKeyFetcher {
     exchange: Exchange,
