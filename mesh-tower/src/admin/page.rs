@@ -30,6 +30,7 @@ pub(super) fn html(state: &State) -> String {
     head(&mut out, state);
     tiles(&mut out, state);
     policies(&mut out, state);
+    callers(&mut out, state);
     certificates(&mut out, state);
     key_sets(&mut out, state);
     refused(&mut out, state);
@@ -77,12 +78,22 @@ impl Page {
         self.element("\">", text, "</span>");
     }
 
-    fn cell(&mut self, text: &str) {
-        self.element("<td>", text, "</td>");
+    /// A cell that says what it is where there is no room for the head of its column.
+    fn cell(&mut self, name: &str, text: &str) {
+        self.named(name, "");
+        self.element("", text, "</td>");
     }
 
-    fn number(&mut self, number: u64) {
-        self.element("<td class=\"n\">", &grouped(number), "</td>");
+    fn number(&mut self, name: &str, number: u64) {
+        self.named(name, " class=\"n\"");
+        self.element("", &grouped(number), "</td>");
+    }
+
+    /// The begin of such a cell.
+    fn named(&mut self, name: &str, class: &str) {
+        self.element("<td data-k=\"", name, "\"");
+        self.raw(class);
+        self.raw(">");
     }
 }
 
@@ -99,7 +110,7 @@ fn head(out: &mut Page, state: &State) {
         Some(_) => out.pill("bad", "not ready"),
     }
     out.raw("<div class=\"sub\">");
-    out.text(&format!("Configuration {} · {}", state.generation, timestamp(state.now)));
+    out.text(&format!("Configuration {} · {}", state.generation, in_seconds(state.now)));
     out.raw("</div><nav><a href=\"/status.json\">status.json</a><a href=\"/metrics\">metrics</a>");
     out.raw("<a href=\"/readyz\">readyz</a></nav></header>");
     for problem in state.not_ready.iter().chain(&state.problems) {
@@ -130,8 +141,8 @@ fn policies(out: &mut Page, state: &State) {
     if state.policies.is_empty() {
         out.raw("<p class=\"empty\">No AuthorizationPolicy applies: everything is allowed.</p>");
     } else {
-        out.raw("<table><tr><th>Action</th><th>Policy</th><th>Rules and hits</th>");
-        out.raw("<th class=\"n\">Hits</th></tr>");
+        out.raw("<table><tr><th>Action</th><th>Policy</th><th>Decisions of each rule</th>");
+        out.raw("<th class=\"n\">Decisions</th></tr>");
     }
     for policy in &state.policies {
         out.raw("<tr><td>");
@@ -158,7 +169,7 @@ fn policies(out: &mut Page, state: &State) {
             out.text(&grouped(*hits));
         }
         out.raw("</td>");
-        out.number(policy.hits());
+        out.number("decisions", policy.hits());
         out.raw("</tr>");
     }
     if !state.policies.is_empty() {
@@ -167,17 +178,48 @@ fn policies(out: &mut Page, state: &State) {
     out.raw("</div>");
 }
 
+fn callers(out: &mut Page, state: &State) {
+    if state.callers.is_empty() {
+        return;
+    }
+    out.raw("<h2>Callers</h2><div class=\"card\"><table><tr><th>Connection</th><th>Caller</th>");
+    out.raw("<th>Answers by code</th><th class=\"n\">Requests</th></tr>");
+    for one in &state.callers {
+        out.raw("<tr><td>");
+        let is_proven = one.security == "mutual_tls";
+        out.pill(if is_proven { "ok" } else { "plain" }, if is_proven { "mTLS" } else { "plain" });
+        out.element("</td><td><code>", one.source.as_deref().unwrap_or("unknown"), "</code></td>");
+        out.named("answers", "");
+        for (code, count) in &one.codes {
+            let class = match code {
+                100..400 => "ok",
+                400..500 => "warn",
+                _ => "bad",
+            };
+            let shown = if *code == 0 { "left".to_owned() } else { code.to_string() };
+            out.pill(class, &shown);
+            out.element(" ", &grouped(*count), " ");
+        }
+        out.raw("</td>");
+        out.number("requests", one.requests());
+        out.raw("</tr>");
+    }
+    out.raw("</table></div>");
+}
+
 fn certificates(out: &mut Page, state: &State) {
-    out.raw("<h2>Certificates</h2><div class=\"card\"><table><tr><th></th><th>Name</th>");
+    out.raw("<h2>Certificates</h2><div class=\"card\"><table><tr><th>Kind</th><th>Name</th>");
     out.raw("<th>Ends</th><th>Life left</th></tr>");
     for one in &state.certificates {
         out.raw("<tr><td>");
         out.pill("plain", one.kind);
         out.element("</td><td><code>", &one.name, "</code></td>");
         let ends = system_time(one.not_after);
-        out.element("<td>", &timestamp(ends), " <span class=\"dim\">");
+        out.named("ends", "");
+        out.element("", &in_seconds(ends), " <span class=\"dim\">");
         out.text(&from_now(state.now, ends));
-        out.raw("</span></td><td>");
+        out.raw("</span></td>");
+        out.named("left", "");
         if one.withdrawn {
             out.pill("bad", "withdrawn");
         } else if one.left == 0 {
@@ -209,8 +251,8 @@ fn key_sets(out: &mut Page, state: &State) {
         out.pill(class, one.state);
         out.element("</td><td><code>", &one.source, "</code></td>");
         let age = one.age.map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age)));
-        out.cell(&age);
-        out.number(u64::from(one.failures));
+        out.cell("fetched", &age);
+        out.number("failures", u64::from(one.failures));
         out.raw("</tr>");
     }
     out.raw("</table></div>");
@@ -229,7 +271,7 @@ fn refused(out: &mut Page, state: &State) {
         if let Some(user) = &one.user {
             out.element("<span>", user, "</span>");
         }
-        let time = format!("{} · configuration {}", timestamp(one.time), one.generation);
+        let time = format!("{} · configuration {}", in_seconds(one.time), one.generation);
         out.element("<span class=\"dim\">", &time, "</span></summary>");
         out.element("<p><code>", &one.reason, "</code></p>");
         if let Some(explanation) = &one.explanation {
@@ -251,6 +293,13 @@ fn grouped(number: u64) -> String {
         shown.push(digit);
     }
     shown
+}
+
+/// A time as a person reads it: `2026-01-31 12:00:00 UTC`.
+fn in_seconds(time: SystemTime) -> String {
+    let shown = timestamp(time);
+    let (day, clock) = shown.split_once('T').unwrap_or((&shown, ""));
+    format!("{day} {} UTC", clock.split('.').next().unwrap_or_default())
 }
 
 fn from_now(now: SystemTime, then: SystemTime) -> String {
@@ -291,7 +340,7 @@ mod tests {
     use rustls::pki_types::UnixTime;
 
     use super::super::recent::Refused;
-    use super::super::state::{Certificate, Keys, Policy};
+    use super::super::state::{Caller, Certificate, Keys, Policy};
     use super::*;
 
     #[test]
@@ -316,6 +365,11 @@ mod tests {
             decision_nanos: 3,
             refused_connections: 4,
             refused_configurations: 5,
+            callers: vec![Caller {
+                source: Some(text()),
+                security: "mutual_tls",
+                codes: vec![(200, 1), (403, 1), (0, 1)],
+            }],
             policies: vec![Policy {
                 namespace: text(),
                 name: text(),

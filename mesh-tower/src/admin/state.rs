@@ -13,6 +13,10 @@ use super::recent::Refused;
 use crate::mesh::Mesh;
 use crate::observe::{system_time, timestamp};
 use crate::report::shown;
+use crate::telemetry::RequestsTotal;
+
+/// Callers that are shown; the metrics have them all.
+const SHOWN: usize = 20;
 
 /// What is in force and what has happened.
 pub(super) struct State {
@@ -27,6 +31,7 @@ pub(super) struct State {
     pub(super) refused_connections: u64,
     pub(super) refused_configurations: u64,
     pub(super) policies: Vec<Policy>,
+    pub(super) callers: Vec<Caller>,
     pub(super) certificates: Vec<Certificate>,
     pub(super) key_sets: Vec<Keys>,
     pub(super) refused: Vec<Refused>,
@@ -45,6 +50,22 @@ pub(super) struct Policy {
 impl Policy {
     pub(super) fn hits(&self) -> u64 {
         self.rules.iter().map(|(_, hits)| hits).sum()
+    }
+}
+
+/// Who has called, and what was answered.
+pub(super) struct Caller {
+    /// Nothing for plain text, and for callers beyond the number that is told apart.
+    pub(super) source: Option<String>,
+    /// `mutual_tls` or `none`.
+    pub(super) security: &'static str,
+    /// Requests by the code of their answers; 0 where the caller left before.
+    pub(super) codes: Vec<(u16, u64)>,
+}
+
+impl Caller {
+    pub(super) fn requests(&self) -> u64 {
+        self.codes.iter().map(|(_, count)| count).sum()
     }
 }
 
@@ -85,6 +106,7 @@ impl State {
             refused_connections: telemetry.refused_connections(),
             refused_configurations: telemetry.refused_configurations(),
             policies: policies(mesh, &telemetry.rule_hits()),
+            callers: callers(telemetry.requests()),
             certificates: certificates(mesh),
             key_sets: key_sets(mesh),
             refused: mesh.recent().list(),
@@ -101,6 +123,15 @@ impl State {
                 "dry_run": one.dry_run,
                 "hits": one.hits(),
                 "rules": rules.collect::<Vec<_>>(),
+            })
+        });
+        let callers = self.callers.iter().map(|one| {
+            let codes = one.codes.iter().map(|(code, count)| json!({"code": code, "count": count}));
+            json!({
+                "principal": one.source,
+                "connection_security_policy": one.security,
+                "requests": one.requests(),
+                "answers": codes.collect::<Vec<_>>(),
             })
         });
         let certificates = self.certificates.iter().map(|one| {
@@ -139,6 +170,7 @@ impl State {
             "refused_connections": self.refused_connections,
             "refused_configurations": self.refused_configurations,
             "policies": policies.collect::<Vec<_>>(),
+            "callers": callers.collect::<Vec<_>>(),
             "certificates": certificates.collect::<Vec<_>>(),
             "key_sets": key_sets.collect::<Vec<_>>(),
             "recent_denials": refused.collect::<Vec<_>>(),
@@ -162,6 +194,24 @@ fn policies(mesh: &Mesh, hits: &BTreeMap<String, u64>) -> Vec<Policy> {
         }
     });
     each.collect()
+}
+
+/// Those who have called most, each with the codes of its answers in order.
+fn callers(totals: Vec<RequestsTotal>) -> Vec<Caller> {
+    let mut callers = Vec::<Caller>::new();
+    for one in totals {
+        let source = one.source.map(|id| id.to_string());
+        let security = one.connection_security_policy;
+        let code = (one.response_code, one.count);
+        let same = |caller: &&mut Caller| caller.source == source && caller.security == security;
+        match callers.iter_mut().find(same) {
+            Some(caller) => caller.codes.push(code),
+            None => callers.push(Caller { source, security, codes: vec![code] }),
+        }
+    }
+    callers.sort_by_key(|caller| std::cmp::Reverse(caller.requests()));
+    callers.truncate(SHOWN);
+    callers
 }
 
 fn certificates(mesh: &Mesh) -> Vec<Certificate> {

@@ -98,6 +98,9 @@ async fn sec_ops_4_the_page_shows_what_is_in_force_and_no_secret() {
     let why = status["recent_denials"][0]["explanation"].as_str().unwrap();
     assert!(why.contains("nearest miss: ns[shop]-policy[readers]-rule[0]"), "{why}");
     assert_eq!(status["certificates"][0]["kind"], "own");
+    let caller = &status["callers"][0];
+    assert_eq!(caller["principal"], "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!((&caller["requests"], &caller["answers"][1]["code"]), (&3.into(), &403.into()));
     let metrics = page(admin, at("/metrics", "[::1]")).await;
     assert!(metrics.body.contains("istio_requests_total{"));
     assert_eq!(page(admin, at("/readyz", "localhost")).await.body, "ready\n");
