@@ -15,7 +15,9 @@
 mod bundle;
 mod federation;
 mod istio;
+mod liar;
 mod sds;
+mod sds_streams;
 mod support;
 mod tokens;
 mod workload;

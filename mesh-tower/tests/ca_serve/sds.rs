@@ -1,5 +1,6 @@
 //! Envoy's secret discovery; examples/interop has the real Envoy.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prost::Message;
@@ -7,105 +8,128 @@ use prost::Message;
 use crate::support::{World, entry, id};
 
 const FETCH: &str = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets";
-const STREAM: &str = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
-const DELTA: &str = "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets";
-const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+pub(crate) const STREAM: &str = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
+pub(crate) const DELTA: &str = "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets";
+pub(crate) const SECRET: &str =
+    "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
 /// The same fields as the server's, written a second time: a mistake in a number shows.
 #[derive(Clone, PartialEq, Message)]
-struct Request {
+pub(crate) struct Request {
+    #[prost(string, tag = "1")]
+    pub(crate) version: String,
     #[prost(string, repeated, tag = "3")]
-    names: Vec<String>,
+    pub(crate) names: Vec<String>,
     #[prost(string, tag = "4")]
-    type_url: String,
+    pub(crate) type_url: String,
+    #[prost(string, tag = "5")]
+    pub(crate) nonce: String,
+    #[prost(message, optional, tag = "6")]
+    pub(crate) error: Option<Refusal>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct DeltaRequest {
+pub(crate) struct DeltaRequest {
     #[prost(string, tag = "2")]
-    type_url: String,
+    pub(crate) type_url: String,
     #[prost(string, repeated, tag = "3")]
-    subscribe: Vec<String>,
+    pub(crate) subscribe: Vec<String>,
+    #[prost(string, repeated, tag = "4")]
+    pub(crate) unsubscribe: Vec<String>,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub(crate) held: BTreeMap<String, String>,
+    #[prost(string, tag = "6")]
+    pub(crate) nonce: String,
+    #[prost(message, optional, tag = "7")]
+    pub(crate) error: Option<Refusal>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Response {
+pub(crate) struct Refusal {
+    #[prost(int32, tag = "1")]
+    pub(crate) code: i32,
+    #[prost(string, tag = "2")]
+    pub(crate) message: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Response {
     #[prost(string, tag = "1")]
-    version: String,
+    pub(crate) version: String,
     #[prost(message, repeated, tag = "2")]
-    resources: Vec<prost_types::Any>,
+    pub(crate) resources: Vec<prost_types::Any>,
     #[prost(string, tag = "4")]
-    type_url: String,
+    pub(crate) type_url: String,
     #[prost(string, tag = "5")]
-    nonce: String,
+    pub(crate) nonce: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct DeltaResponse {
+pub(crate) struct DeltaResponse {
     #[prost(message, repeated, tag = "2")]
-    resources: Vec<Resource>,
+    pub(crate) resources: Vec<Resource>,
     #[prost(string, tag = "5")]
-    nonce: String,
+    pub(crate) nonce: String,
     #[prost(string, repeated, tag = "6")]
-    removed: Vec<String>,
+    pub(crate) removed: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Resource {
+pub(crate) struct Resource {
     #[prost(string, tag = "1")]
-    version: String,
+    pub(crate) version: String,
     #[prost(message, optional, tag = "2")]
-    secret: Option<prost_types::Any>,
+    pub(crate) secret: Option<prost_types::Any>,
     #[prost(string, tag = "3")]
-    name: String,
+    pub(crate) name: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Secret {
+pub(crate) struct Secret {
     #[prost(string, tag = "1")]
-    name: String,
+    pub(crate) name: String,
     #[prost(message, optional, tag = "2")]
-    certificate: Option<Certificate>,
+    pub(crate) certificate: Option<Certificate>,
     #[prost(message, optional, tag = "4")]
-    validation: Option<Validation>,
+    pub(crate) validation: Option<Validation>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Certificate {
+pub(crate) struct Certificate {
     #[prost(message, optional, tag = "1")]
-    chain: Option<Source>,
+    pub(crate) chain: Option<Source>,
     #[prost(message, optional, tag = "2")]
-    key: Option<Source>,
+    pub(crate) key: Option<Source>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Validation {
+pub(crate) struct Validation {
     #[prost(message, optional, tag = "1")]
-    trusted: Option<Source>,
+    pub(crate) trusted: Option<Source>,
     #[prost(message, optional, tag = "12")]
-    custom: Option<Extension>,
+    pub(crate) custom: Option<Extension>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Extension {
+pub(crate) struct Extension {
     #[prost(string, tag = "1")]
-    name: String,
+    pub(crate) name: String,
     #[prost(message, optional, tag = "2")]
-    config: Option<prost_types::Any>,
+    pub(crate) config: Option<prost_types::Any>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Source {
+pub(crate) struct Source {
     #[prost(bytes = "vec", tag = "2")]
-    inline: Vec<u8>,
+    pub(crate) inline: Vec<u8>,
 }
 
 fn request(names: &[&str]) -> Vec<u8> {
     let names = names.iter().map(|&name| name.to_owned()).collect();
-    Request { names, type_url: SECRET.to_owned() }.encode_to_vec()
+    Request { names, type_url: SECRET.to_owned(), ..Request::default() }.encode_to_vec()
 }
 
-fn secrets(response: &Response) -> Vec<Secret> {
+pub(crate) fn secrets(response: &Response) -> Vec<Secret> {
     let decode = |any: &prost_types::Any| {
         assert_eq!(any.type_url, SECRET);
         Secret::decode(any.value.as_slice()).unwrap()
@@ -167,7 +191,7 @@ async fn sec_ca_8_secrets_of_others() {
     let answer: Response = raw.call(FETCH, &[], &request(&["ROOTCA"])).await.unwrap();
     assert_eq!(answer.resources.len(), 1);
     assert_eq!(world.log.text(), "");
-    let clusters = Request { names: vec![], type_url: "type.googleapis.com/x".to_owned() };
+    let clusters = Request { type_url: "type.googleapis.com/x".to_owned(), ..Request::default() };
     let got = raw.call::<Response>(FETCH, &[], &clusters.encode_to_vec()).await;
     assert_eq!(got.unwrap_err().0, 3);
     world.register([]);
@@ -184,7 +208,9 @@ async fn delta_says_what_is_missing() {
     world.register([entry("envoy")]);
     let mut raw = world.connect().await;
     let subscribe = ["ROOTCA", "default", "nothing"].map(str::to_owned).to_vec();
-    let question = DeltaRequest { type_url: SECRET.to_owned(), subscribe }.encode_to_vec();
+    let question =
+        DeltaRequest { type_url: SECRET.to_owned(), subscribe, ..DeltaRequest::default() };
+    let question = question.encode_to_vec();
     let answer: DeltaResponse = raw.call(DELTA, &[], &question).await.unwrap();
     let names: Vec<_> = answer.resources.iter().map(|one| one.name.as_str()).collect();
     assert_eq!((names, answer.removed), (vec!["ROOTCA", "default"], vec!["nothing".to_owned()]));

@@ -1,13 +1,18 @@
 //! An authority that serves, a clock that can be set, and a gRPC client that says what it is told.
 
+use std::convert::Infallible;
+use std::marker::PhantomData;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Bytes;
+use http::HeaderMap;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_ca::serve::{CaService, Selector, WorkloadEntries, WorkloadEntry};
@@ -18,6 +23,7 @@ use prost::Message;
 use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -140,8 +146,115 @@ pub(crate) fn entry(account: &str) -> WorkloadEntry {
     WorkloadEntry::new(id(account), [Selector::Uid(uid())]).unwrap()
 }
 
+/// What `tracing` says at level WARN and above, on this thread.
+#[derive(Clone, Default)]
+pub(crate) struct Warnings(Arc<std::sync::Mutex<String>>);
+
+impl Warnings {
+    pub(crate) fn text(&self) -> String {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+struct Fields<'t>(&'t mut String);
+
+impl tracing::field::Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0.push_str(&format!(" {field}={value:?}"));
+    }
+}
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut text = self.0.lock().unwrap();
+        event.record(&mut Fields(&mut text));
+        text.push('\n');
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
 /// One HTTP/2 connection; every call is written by hand.
-pub(crate) struct Raw(http2::SendRequest<Full<Bytes>>);
+pub(crate) struct Raw(http2::SendRequest<Frames>);
+
+/// The messages of a request, as they come; at its end the request is whole.
+pub(crate) struct Frames(mpsc::UnboundedReceiver<Bytes>);
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// A message as gRPC frames it.
+pub(crate) fn frame(message: &[u8]) -> Bytes {
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    [&[0], &length[..], message].concat().into()
+}
+
+/// A call whose questions and answers come one by one.
+pub(crate) struct Call<A> {
+    questions: mpsc::UnboundedSender<Bytes>,
+    answers: Incoming,
+    head: HeaderMap,
+    bytes: Vec<u8>,
+    answer: PhantomData<A>,
+}
+
+impl<A: Message + Default> Call<A> {
+    /// Says something more. A server that has gone does not hear it.
+    pub(crate) fn say(&self, question: &impl Message) {
+        drop(self.questions.send(frame(&question.encode_to_vec())));
+    }
+
+    /// The next answer, or the code of the call's status with its message.
+    pub(crate) async fn next(&mut self) -> Result<A, (i32, String)> {
+        tokio::time::timeout(PATIENCE, self.read()).await.unwrap()
+    }
+
+    /// Whether nothing is said for a while.
+    pub(crate) async fn is_silent(&mut self) -> bool {
+        tokio::time::timeout(Duration::from_millis(300), self.read()).await.is_err()
+    }
+
+    /// May be dropped and called again.
+    async fn read(&mut self) -> Result<A, (i32, String)> {
+        loop {
+            if let Some(head) = self.bytes.first_chunk::<5>() {
+                let length = u32::from_be_bytes(head[1..5].try_into().unwrap());
+                let end = 5 + usize::try_from(length).unwrap();
+                if self.bytes.len() >= end {
+                    let message = A::decode(&self.bytes[5..end]).unwrap();
+                    self.bytes.drain(..end);
+                    return Ok(message);
+                }
+            }
+            let Some(frame) = self.answers.frame().await else { break };
+            match frame.unwrap().into_data() {
+                Ok(data) => self.bytes.extend_from_slice(&data),
+                Err(frame) => self.head = frame.into_trailers().unwrap(),
+            }
+        }
+        let text =
+            |name: &str| self.head.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+        let message = text("grpc-message").replace("%20", " ");
+        Err((text("grpc-status").parse().unwrap(), message))
+    }
+}
 
 impl Raw {
     pub(crate) async fn new<T>(stream: T) -> Self
@@ -161,39 +274,46 @@ impl Raw {
         headers: &[(&str, &str)],
         question: &[u8],
     ) -> Result<A, (i32, String)> {
-        let length = u32::try_from(question.len()).unwrap().to_be_bytes();
-        let frame = [&[0], &length[..], question].concat();
+        let (questions, rest) = mpsc::unbounded_channel();
+        questions.send(frame(question)).unwrap();
+        drop(questions);
+        let answer = async { self.send(path, headers, rest).await.read().await };
+        tokio::time::timeout(PATIENCE, answer).await.unwrap()
+    }
+
+    /// A call with more than one question, the first one being this.
+    pub(crate) async fn open<A: Message + Default>(
+        &mut self,
+        path: &str,
+        question: &impl Message,
+    ) -> Call<A> {
+        let (questions, rest) = mpsc::unbounded_channel();
+        questions.send(frame(&question.encode_to_vec())).unwrap();
+        let mut call = self.send(path, &[], rest).await;
+        call.questions = questions;
+        call
+    }
+
+    async fn send<A>(
+        &mut self,
+        path: &str,
+        headers: &[(&str, &str)],
+        questions: mpsc::UnboundedReceiver<Bytes>,
+    ) -> Call<A> {
         let mut request = http::Request::post(format!("http://localhost{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(frame.into())).unwrap();
-        let answer = async {
-            let response = self.0.send_request(request).await.unwrap();
-            let (head, mut body) = response.into_parts();
-            let mut bytes = Vec::new();
-            let mut trailers = head.headers;
-            while let Some(frame) = body.frame().await {
-                match frame.unwrap().into_data() {
-                    Ok(data) => bytes.extend_from_slice(&data),
-                    Err(frame) => trailers = frame.into_trailers().unwrap(),
-                }
-                if bytes.len() > 5 {
-                    let length = u32::from_be_bytes(bytes[1..5].try_into().unwrap());
-                    let length = usize::try_from(length).unwrap();
-                    if let Some(message) = bytes.get(5..5 + length) {
-                        return Ok(A::decode(message).unwrap());
-                    }
-                }
-            }
-            let text = |name: &str| {
-                trailers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned()
-            };
-            let message = text("grpc-message").replace("%20", " ");
-            Err((text("grpc-status").parse().unwrap(), message))
-        };
-        tokio::time::timeout(PATIENCE, answer).await.unwrap()
+        let request = request.body(Frames(questions)).unwrap();
+        let (head, answers) = self.0.send_request(request).await.unwrap().into_parts();
+        Call {
+            questions: mpsc::unbounded_channel().0,
+            answers,
+            head: head.headers,
+            bytes: Vec::new(),
+            answer: PhantomData,
+        }
     }
 }
