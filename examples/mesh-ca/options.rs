@@ -188,7 +188,7 @@ pub struct ServeOptions {
     #[arg(long, value_name = "URL", requires = "istio_listen", requires = "token_jwks")]
     pub token_issuer: Option<String>,
 
-    /// The cluster's key set (kubectl get --raw /openid/v1/jwks)
+    /// The cluster's key set (kubectl get --raw /openid/v1/jwks); the file is followed
     #[arg(long, value_name = "FILE", requires = "token_issuer")]
     pub token_jwks: Option<PathBuf>,
 

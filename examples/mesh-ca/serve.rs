@@ -5,8 +5,9 @@ use std::future::Future;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_ca::serve::{BundleEndpoint, CaService, IstioSettings, ServerName, WorkloadEntries};
 use mesh_tower::identity::{BundleSet, TrustBundle};
@@ -20,6 +21,9 @@ use tokio::task::JoinSet;
 
 use crate::options::ServeOptions;
 use crate::{Failure, authority, named, print};
+
+/// Seconds between two looks at the cluster's key set.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Serves until SIGTERM or an interrupt. A line of JSON on standard output says where it listens.
 pub async fn run(options: &ServeOptions) -> Result<(), Failure> {
@@ -48,7 +52,17 @@ pub async fn run(options: &ServeOptions) -> Result<(), Failure> {
     if let Some(address) = options.istio_listen {
         let listener = bind(address).await?;
         listening.insert("istio".to_owned(), listener.local_addr()?.to_string().into());
-        let (service, settings, until) = (service.clone(), istio(options)?, stopped());
+        let (settings, keys) = istio(options)?;
+        let (service, until) = (service.clone(), stopped());
+        if let Some((accounts, path, held)) = keys {
+            let stopped = stopped();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = follow_keys(&accounts, &path, held) => {}
+                    () = stopped => {}
+                }
+            });
+        }
         servers.spawn(async move { service.serve_istio(listener, settings, until).await });
     }
     if let Some(address) = options.bundle_listen {
@@ -106,19 +120,47 @@ fn foreign(options: &ServeOptions) -> Result<BundleSet, Failure> {
     Ok(BundleSet::from_bundles(bundles.collect::<Result<Vec<_>, _>>()?)?)
 }
 
-fn istio(options: &ServeOptions) -> Result<IstioSettings, Failure> {
+/// Whose keys are followed, in which file, and what it said.
+type Keys = (Arc<ServiceAccounts>, PathBuf, String);
+
+fn istio(options: &ServeOptions) -> Result<(IstioSettings, Option<Keys>), Failure> {
     let domain = &options.authority.trust_domain;
     let name = options.istio_name.clone();
     let name = name.try_into().map_err(|error| format!("--istio-name: {error}"))?;
     let id = format!("spiffe://{domain}/ns/istio-system/sa/istiod").parse()?;
-    let mut settings = IstioSettings::new(ServerName::new(id, [name]));
-    if let (Some(issuer), Some(path)) = (&options.token_issuer, &options.token_jwks) {
-        let jwks = fs::read_to_string(path).map_err(|error| named(path, &error))?;
-        let audiences = [options.token_audience.as_str()];
-        let accounts = ServiceAccounts::new(domain.clone(), issuer, &jwks, audiences);
-        settings = settings.with_tokens(accounts.map_err(|error| named(path, &error))?);
+    let settings = IstioSettings::new(ServerName::new(id, [name]));
+    let (Some(issuer), Some(path)) = (&options.token_issuer, &options.token_jwks) else {
+        return Ok((settings, None));
+    };
+    let jwks = fs::read_to_string(path).map_err(|error| named(path, &error))?;
+    let audiences = [options.token_audience.as_str()];
+    let accounts = ServiceAccounts::new(domain.clone(), issuer, &jwks, audiences);
+    let accounts = Arc::new(accounts.map_err(|error| named(path, &error))?);
+    let settings = settings.with_tokens(Arc::clone(&accounts));
+    Ok((settings, Some((accounts, path.clone(), jwks))))
+}
+
+/// The cluster rotates its keys: the file is read again and again. What cannot be read or used is
+/// told once, and the keys in force stay.
+async fn follow_keys(accounts: &ServiceAccounts, path: &Path, mut held: String) {
+    let mut told = String::new();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let read = fs::read_to_string(path).map_err(Failure::from);
+        let taken = read.and_then(|jwks| {
+            if jwks != held {
+                accounts.set_keys(&jwks)?;
+                eprintln!("{}: new keys for tokens", path.display());
+                held = jwks;
+            }
+            Ok(())
+        });
+        let error = taken.err().map(|error| error.to_string()).unwrap_or_default();
+        if error != told && !error.is_empty() {
+            eprintln!("{}: {error}; the keys in force stay", path.display());
+        }
+        told = error;
     }
-    Ok(settings)
 }
 
 fn endpoint(options: &ServeOptions) -> Result<BundleEndpoint, Failure> {

@@ -1,7 +1,9 @@
 //! Certificate requests: proof that the caller has a key, and nothing else ([SEC-CA-1]).
 
-use mesh_identity::x509::check_public_key;
-use rcgen::{PublicKeyData as _, SubjectPublicKeyInfo};
+use mesh_identity::x509::{SvidError, check_public_key};
+use rcgen::{
+    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData as _, SubjectPublicKeyInfo,
+};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::der_parser::asn1_rs::Oid;
 use x509_parser::oid_registry::{
@@ -76,7 +78,13 @@ impl CertificateRequest {
     }
 
     fn rewritten(spki: &[u8]) -> Result<Self, CaError> {
-        Ok(Self { spki: SubjectPublicKeyInfo::from_der(spki)?.subject_public_key_info() })
+        let key = SubjectPublicKeyInfo::from_der(spki)?;
+        // A compressed point would be a second spelling of a key, such as the authority's own.
+        let on_a_curve = [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384];
+        if on_a_curve.contains(&key.algorithm()) && key.der_bytes().first() != Some(&4) {
+            return Err(CaError::CsrKey(SvidError::Malformed));
+        }
+        Ok(Self { spki: key.subject_public_key_info() })
     }
 
     pub(crate) fn spki(&self) -> &[u8] {

@@ -1,5 +1,5 @@
-//! The authority's private key: used through one function, never shown, zeroed on drop
-//! ([SEC-CA-9]).
+//! The authority's private key: used through one function, never shown, and zeroed on drop as far as
+//! it is ours ([SEC-CA-9]): ring's own copy is not, and ring has no function for it.
 
 use std::fmt;
 
@@ -256,7 +256,7 @@ impl fmt::Debug for CaKey {
     }
 }
 
-/// A key in memory. ring does not zero its own copy on drop.
+/// A key in memory, in ring's form.
 struct LocalKey {
     pair: Pair,
     spki: Vec<u8>,

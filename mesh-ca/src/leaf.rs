@@ -2,7 +2,10 @@
 //! section 4). Serial number, validity, names and key are a leaf's own; the rest is its authority's
 //! and is written once.
 //!
-//! rcgen writes the same bytes, which a test holds, in a quarter of the time of a signature.
+//! rcgen, which writes the authorities' own certificates, writes the same bytes, and a test holds that.
+//! It does not hand out what was signed, though, which must stay with its signature ([`Signed`]).
+//!
+//! [`Signed`]: crate::key::Signed
 
 use mesh_identity::SpiffeId;
 use ring::digest::{SHA256, digest};

@@ -52,17 +52,29 @@ impl Ca {
     ///
     /// # Errors
     ///
-    /// When a key cannot be made or the state cannot be written. Then the step has not happened and
-    /// is due still; the steps before it have.
+    /// When a key cannot be made or the state cannot be written: then that step has not happened and
+    /// is due still. Steps that were taken before it are told first, with `now` as the time to come
+    /// back; the next call tries again, and fails if it does.
     pub fn rotate(&self, now: UnixTime) -> Result<(Vec<RotationEvent>, UnixTime), CaError> {
         let mut events = Vec::new();
+        match self.take_steps(now, &mut events) {
+            Ok(until) => Ok((events, until)),
+            Err(_) if !events.is_empty() => Ok((events, now)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take_steps(
+        &self,
+        now: UnixTime,
+        events: &mut Vec<RotationEvent>,
+    ) -> Result<UnixTime, CaError> {
         let mut state = self.state();
         loop {
             let mut new = state.clone();
             let (key, step) = match new.advance(&self.trust_domain, &self.settings, now)? {
                 Advance::Wait(until) => {
-                    let until = self.renew_intermediate(&state, until, now, &mut events)?;
-                    return Ok((events, until));
+                    return self.renew_intermediate(&state, until, now, events);
                 }
                 Advance::Took(key, step) => (key, step),
             };

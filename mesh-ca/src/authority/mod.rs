@@ -43,6 +43,11 @@ pub(crate) static ALGORITHMS: &[&'static dyn SignatureVerificationAlgorithm] = &
 
 /// Signs X.509-SVIDs for one trust domain.
 ///
+/// A key that it has made or loaded is in ring's hands, in this process's memory. Copies of ours are
+/// zeroed when they are dropped; ring's own is not, because ring offers no way to: a memory image of
+/// the process may show it, even after the authority is gone ([SEC-CA-9]). For a key that must not be
+/// in this memory there is [`Signer`].
+///
 /// # Examples
 ///
 /// ```

@@ -34,6 +34,13 @@ pub trait CallerTokens: Send + Sync + 'static {
     fn caller(&self, token: &str, now: UnixTime) -> Result<SpiffeId, CheckError>;
 }
 
+/// Shared, so that whoever has the other half gives it new keys.
+impl<T: CallerTokens + ?Sized> CallerTokens for Arc<T> {
+    fn caller(&self, token: &str, now: UnixTime) -> Result<SpiffeId, CheckError> {
+        T::caller(self, token, now)
+    }
+}
+
 /// Who may ask in whose name: the caller, and the identity he asks for.
 type Impersonation = dyn Fn(&SpiffeId, &SpiffeId) -> bool + Send + Sync;
 

@@ -3,14 +3,16 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use mesh_ca::{Authority, BACKDATE, CaError, DEFAULT_TTL, MAX_TTL};
+use mesh_ca::{Authority, BACKDATE, CaError, CertificateRequest, DEFAULT_TTL, KeyKind, MAX_TTL};
 use mesh_identity::x509::{Role, verify_svid};
 use mesh_identity::{BundleSet, SpiffeId, X509Svid};
 use proptest::prelude::*;
-use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, SignatureVerificationAlgorithm, UnixTime};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::service::{ca_params, pem};
 use crate::{DAY, HOUR, ID, NOW, at, domain, id, now, root};
 
 pub(crate) const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
@@ -237,6 +239,54 @@ proptest! {
         prop_assert_eq!(begin, when.as_secs() - 60);
         prop_assert!(end <= root.not_after().as_secs() && end - when.as_secs() <= 86_400);
         verify(svid.chain(), &root, &id, at(end));
+    }
+}
+
+/// A root of each kind of key, one that was loaded with an RSA key, and one below a root.
+fn every_kind() -> Vec<Authority> {
+    let kinds = [KeyKind::P256, KeyKind::P384, KeyKind::Ed25519];
+    let made =
+        kinds.map(|kind| Authority::new_root_with(&domain(), kind, 10 * DAY, now()).unwrap());
+    let below = made[1].new_intermediate(9 * DAY, now()).unwrap();
+    let key = include_str!("keys/rsa2048.pem");
+    let der = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let pair = rcgen::KeyPair::from_der_and_sign_algo(&der, &rcgen::PKCS_RSA_SHA256).unwrap();
+    let certificate = ca_params("rsa").self_signed(&pair).unwrap();
+    let certificate = pem("CERTIFICATE", certificate.der());
+    let rsa = Authority::from_pem(&domain(), certificate.as_bytes(), key.as_bytes()).unwrap();
+    made.into_iter().chain([below, rsa]).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// The first leaf of an authority is verified by its signature, the later ones are known to have
+    /// ring's: webpki with ring accepts all of them, from every kind of key, with a key of ours or
+    /// that of a request.
+    #[test]
+    fn sec_ca_4_later_leaves_verify_as_the_first_does(
+        leaves in prop::collection::vec((segment(), 0_u64..200_000, 0_u64..100, 0_usize..4), 2..6),
+    ) {
+        for authority in every_kind() {
+            for (name, ttl, hour, kind) in &leaves {
+                let (ttl, when) = (Duration::from_secs(*ttl), at(NOW + hour * 3600));
+                let id: SpiffeId = format!("spiffe://a.test/{name}").parse().unwrap();
+                let kinds: [&rcgen::SignatureAlgorithm; 3] = [
+                    &rcgen::PKCS_ECDSA_P256_SHA256,
+                    &rcgen::PKCS_ECDSA_P384_SHA384,
+                    &rcgen::PKCS_ED25519,
+                ];
+                let chain = if let Some(kind) = kinds.get(*kind) {
+                    let key = rcgen::KeyPair::generate_for(kind).unwrap();
+                    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+                    let request = CertificateRequest::from_der(csr.der()).unwrap();
+                    authority.issue_for_request(&id, &request, ttl, when).unwrap()
+                } else {
+                    authority.issue_svid(&id, ttl, when).unwrap().chain().to_vec()
+                };
+                check_profile(&chain[0], id.as_str());
+                verify(&chain, &authority, &id, when);
+            }
+        }
     }
 }
 

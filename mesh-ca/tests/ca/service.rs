@@ -12,7 +12,7 @@ use mesh_ca::{
     NoLog, Overlap, PluggedIn, Rate, RotatedKey, RotationStep, SignError, Signer, oidc_discovery,
     oidc_jwks,
 };
-use mesh_identity::x509::{Role, verify_svid};
+use mesh_identity::x509::{Role, SvidError, verify_svid};
 use mesh_identity::{BundleSet, SpiffeId, X509Svid};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -432,6 +432,12 @@ fn sec_ca_2_public_keys_are_judged() {
     let own = ca.bundle().x509_authorities()[0].public_key().to_vec();
     let got = ca.issue_for_public_key("x", &id(), &own, HOUR, now());
     assert!(matches!(got, Err(CaError::OwnKey)));
+    // The same key, its point compressed: another spelling is no way around.
+    let (curve, point) = (&own[2..23], &own[26..]);
+    let sign = 2 + (point[64] & 1);
+    let compressed = [&[0x30, 0x39], curve, &[3, 0x22, 0, sign], &point[1..33]].concat();
+    let got = ca.issue_for_public_key("x", &id(), &compressed, HOUR, now());
+    assert!(matches!(got, Err(CaError::CsrKey(SvidError::Malformed))), "{got:?}");
     for bad in [&b""[..], b"garbage", &[&key[..], b"x"].concat(), &vec![0x30; 20_000]] {
         assert!(ca.issue_for_public_key("x", &id(), bad, HOUR, now()).is_err());
     }

@@ -203,6 +203,8 @@ fn loose(request: &CertificateRequest, change: impl Fn(&mut CertificateParams)) 
     chain(&[leaf.der().clone()], pem("CERTIFICATE", root.der()))
 }
 
+/// A lie of an authority.
+type Told = Box<dyn Fn(&Authority, &CertificateRequest) -> Does + Send>;
 type Lie = Box<dyn FnMut(&CertificateRequest) -> Does + Send>;
 
 /// Each lie, and what is said of it.
@@ -210,7 +212,7 @@ type Lie = Box<dyn FnMut(&CertificateRequest) -> Does + Send>;
 fn lies() -> Vec<(&'static str, Lie, &'static str)> {
     let (ca, other) = (Arc::new(authority()), authority());
     let strangers = roots(&other);
-    let with = |run: Box<dyn Fn(&Authority, &CertificateRequest) -> Does + Send>| -> Lie {
+    let with = |run: Told| -> Lie {
         let ca = Arc::clone(&ca);
         Box::new(move |request| run(&ca, request))
     };

@@ -1,6 +1,7 @@
 //! An authority that serves, a clock that can be set, and a gRPC client that says what it is told.
 
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::marker::PhantomData;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -160,7 +161,7 @@ struct Fields<'t>(&'t mut String);
 
 impl tracing::field::Visit for Fields<'_> {
     fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-        self.0.push_str(&format!(" {field}={value:?}"));
+        write!(self.0, " {field}={value:?}").unwrap();
     }
 }
 
