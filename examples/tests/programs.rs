@@ -32,6 +32,17 @@ fn tonic() {
     assert_eq!(run("tonic", &[]), want);
 }
 
+/// [SEC-TLS-5], [SEC-TLS-11] Another server is refused, and a rotated identity is used at once.
+#[test]
+fn reqwest() {
+    let want = "200 /items for spiffe://cluster.local/ns/shop/sa/web\n\
+                the same connection again: true\n\
+                another one after a rotation: true\n\
+                an impostor: server is not verified\n\
+                a withdrawn identity: asks nobody\n";
+    assert_eq!(run("reqwest", &[]), want);
+}
+
 #[test]
 fn tcp_proxy() {
     assert_eq!(run("tcp_proxy", &[]), "cart: hello\nstranger: closed\n");
