@@ -65,7 +65,7 @@ where
                     running.refused()
                 } else {
                     let poll = match record {
-                        Some(record) => record.span().in_scope(|| future.poll(cx)),
+                        Some(record) => record.place().run(|| future.poll(cx)),
                         None => future.poll(cx),
                     };
                     let response = ready!(poll)?;

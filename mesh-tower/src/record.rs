@@ -48,7 +48,7 @@ pub(crate) struct Record {
     /// Which revision of a Rego policy was asked.
     rego_revision: Option<Arc<str>>,
     /// Around the request until its answer has gone; disabled where nobody traces.
-    span: Span,
+    place: trace::Place,
 }
 
 /// What is known of the request's body.
@@ -81,9 +81,9 @@ impl Record {
         parts: &mut Parts,
         body: B,
     ) -> (Self, RequestBody<B>) {
-        let (span, context) = trace::inbound(&parts.headers, parts.method.as_str());
-        if let Some(context) = context {
-            parts.extensions.insert(context);
+        let place = trace::inbound(&parts.headers, parts.method.as_str());
+        if let Some(context) = place.context() {
+            parts.extensions.insert(context.clone());
         }
         let info = parts.extensions.get::<ConnectionInfo>().cloned();
         let grpc = RequestKind::of(parts) == RequestKind::Grpc;
@@ -110,7 +110,7 @@ impl Record {
             answer: Answer::default(),
             explanation: None,
             rego_revision: None,
-            span,
+            place,
         };
         if mesh.logs().wants_access(mesh.observer()) {
             record.target = Some(parts.uri.clone());
@@ -141,9 +141,9 @@ impl Record {
         &self.mesh
     }
 
-    /// The request's span.
-    pub(crate) fn span(&self) -> &Span {
-        &self.span
+    /// The request's span and trace, in which its handler runs.
+    pub(crate) fn place(&self) -> &trace::Place {
+        &self.place
     }
 
     /// Begins an access log entry.
@@ -205,11 +205,11 @@ impl Record {
             audit: decision.is_some_and(|one| matches!(one.audit, Some(Audit::Matched(_)))),
             rego_revision: self.rego_revision.as_deref(),
         };
-        self.span.in_scope(|| {
+        self.place.span().in_scope(|| {
             self.mesh.report_decision(snapshot.svid.id(), &event, explanation.as_deref());
         });
-        if !self.span.is_disabled() {
-            trace_decision(&self.span, &event);
+        if !self.place.span().is_disabled() {
+            trace_decision(self.place.span(), &event);
         }
     }
 
@@ -223,7 +223,7 @@ impl Record {
     {
         let status = response.status();
         self.answer.code = status.as_u16();
-        self.span.record("http.response.status_code", status.as_u16());
+        self.place.span().record("http.response.status_code", status.as_u16());
         self.answer.grpc_status = grpc_status(response.headers());
         // hyper sends no body with these and does not ask for one.
         let none = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);

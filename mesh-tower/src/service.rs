@@ -13,7 +13,6 @@ use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
-use tracing::Instrument as _;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::custom::{Changes, Context, Custom};
@@ -104,7 +103,7 @@ impl<S> MeshService<S> {
             Ok(Arrival::Open) => {
                 record.decided(&snapshot, &parts, true, "open_path", None, None);
                 let request = Request::from_parts(parts, body);
-                let answering = record.span().in_scope(|| self.inner.call(request));
+                let answering = record.place().run(|| self.inner.call(request));
                 return MeshFuture::inner(answering, record, None);
             }
             Err(refusal) => {
@@ -143,7 +142,7 @@ impl<S> MeshService<S> {
             return MeshFuture::refused(answer(refusal, kind, &parts, record));
         }
         let request = Request::from_parts(parts, body);
-        let answering = record.span().in_scope(|| self.inner.call(request));
+        let answering = record.place().run(|| self.inner.call(request));
         MeshFuture::inner(answering, record, running)
     }
 }
@@ -279,8 +278,9 @@ where
             return Ok(answer(refusal, kind, &parts, record));
         }
         let request = Request::from_parts(parts, body);
-        let answering = record.span().in_scope(|| inner.call(request));
-        let answering = answering.instrument(record.span().clone());
+        let place = record.place().clone();
+        let answering = place.run(|| inner.call(request));
+        let answering = place.follow(answering);
         let mut response = match running {
             None => answering.await?.map(|body| ResponseBody::inner(body, Cut::default())),
             Some(mut running) => tokio::select! {

@@ -3,7 +3,10 @@
 //!
 //! What a client says of a trace is copied and shown; nothing is decided by it.
 
+use std::cell::RefCell;
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
 
 use http::Request;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -31,8 +34,9 @@ const RANDOM: u8 = 2;
 ///
 /// A handler finds that of its own request in the request's extensions, where the client sent a
 /// valid `traceparent` or a `tracing` subscriber takes our spans. A request that it makes with
-/// [`crate::MeshClient`] goes on in that trace when the context is put into the request's extensions;
-/// with any other client, [`write`](Self::write) puts it on the request.
+/// [`crate::MeshClient`] goes on in that trace by itself; one that is made in a task of its own does when
+/// the context is put into its extensions; and with any other client, [`write`](Self::write) puts the
+/// context on the request.
 ///
 /// # Examples
 ///
@@ -135,13 +139,72 @@ impl fmt::Debug for TraceContext {
     }
 }
 
+thread_local! {
+    /// The context of the request whose handler is being polled.
+    static CURRENT: RefCell<Option<TraceContext>> = const { RefCell::new(None) };
+}
+
+/// Where a request is handled: in its span, and in its trace.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    span: Span,
+    context: Option<Box<TraceContext>>,
+}
+
+impl Place {
+    fn new(span: Span, context: Option<TraceContext>) -> Self {
+        Self { span, context: context.map(Box::new) }
+    }
+
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    pub(crate) fn context(&self) -> Option<&TraceContext> {
+        self.context.as_deref()
+    }
+
+    /// Runs something there: what it logs, and what it asks others, belongs to the request.
+    pub(crate) fn run<T>(&self, work: impl FnOnce() -> T) -> T {
+        let Some(context) = self.context() else { return self.span.in_scope(work) };
+        let _outer = Outer(swap(Some(context.clone())));
+        self.span.in_scope(work)
+    }
+
+    /// Polls a future there.
+    pub(crate) async fn follow<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|cx| self.run(|| future.as_mut().poll(cx))).await
+    }
+}
+
+/// Puts back what was current before, also after a panic.
+struct Outer(Option<TraceContext>);
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        drop(swap(self.0.take()));
+    }
+}
+
+/// Makes another context the current one; nothing is current in a thread that is ending.
+fn swap(context: Option<TraceContext>) -> Option<TraceContext> {
+    CURRENT.try_with(|current| current.replace(context)).ok().flatten()
+}
+
+fn current() -> Option<TraceContext> {
+    CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
+}
+
 /// The span of a request that arrives, and its context. Both are nothing where nobody traces.
-pub(crate) fn inbound(headers: &HeaderMap, method: &str) -> (Span, Option<TraceContext>) {
+pub(crate) fn inbound(headers: &HeaderMap, method: &str) -> Place {
     let interested = tracing::span_enabled!(target: "mesh_tower::http", tracing::Level::INFO);
     let parent = TraceContext::parse(headers);
-    let Some(own) = begin(parent.as_ref(), interested) else { return (Span::none(), None) };
+    let Some(own) = begin(parent.as_ref(), interested) else {
+        return Place::new(Span::none(), None);
+    };
     if !interested || !own.is_sampled() {
-        return (Span::none(), Some(own));
+        return Place::new(Span::none(), Some(own));
     }
     let span = tracing::info_span!(
         target: "mesh_tower::http",
@@ -158,16 +221,18 @@ pub(crate) fn inbound(headers: &HeaderMap, method: &str) -> (Span, Option<TraceC
         mesh.policy = Empty,
         mesh.reason = Empty,
     );
-    (span, Some(own))
+    Place::new(span, Some(own))
 }
 
-/// The span of a request that we make to a declared service. The context that goes on with the request
-/// is the span's, or, where nobody traces here, the one that the program has put into its extensions;
-/// a `traceparent` that the program has written itself stays.
+/// The span of a request that we make to a declared service. It goes on in the trace of the context in
+/// the request's extensions, else of its own `traceparent`, else of the request that is being handled.
+/// Where nobody traces here, that context is handed on as it is.
 pub(crate) fn outbound<B>(request: &mut Request<B>, service: Option<&str>) -> Span {
     let interested = tracing::span_enabled!(target: "mesh_tower::client", tracing::Level::INFO);
+    let written = TraceContext::parse(request.headers());
     let given = request.extensions().get::<TraceContext>().cloned();
-    let parent = given.clone().or_else(|| TraceContext::parse(request.headers()));
+    let given = given.or_else(|| if written.is_none() { current() } else { None });
+    let parent = given.clone().or(written);
     let is_sampled = parent.as_ref().is_none_or(TraceContext::is_sampled);
     let own = begin(parent.as_ref(), interested).filter(|_| interested && is_sampled);
     let Some(own) = own else {
@@ -194,10 +259,12 @@ pub(crate) fn outbound<B>(request: &mut Request<B>, service: Option<&str>) -> Sp
     )
 }
 
-/// The context of a span of our own. Without a parent a trace begins where somebody looks.
+/// The context of a span of our own. Without a parent a trace begins where somebody looks; where nobody
+/// does, there is no span, and the caller's context is handed on as it is.
 fn begin(parent: Option<&TraceContext>, interested: bool) -> Option<TraceContext> {
     match parent {
-        Some(parent) => parent.child(),
+        Some(parent) if interested => parent.child(),
+        Some(parent) => Some(parent.clone()),
         None if interested => TraceContext::root(true),
         None => None,
     }
@@ -373,6 +440,7 @@ mod tests {
         assert!(!own.is_sampled());
         assert_eq!(own.trace_id(), unsampled.trace_id());
         assert_ne!(own.span_id(), unsampled.span_id());
+        assert_eq!(begin(Some(&unsampled), false), Some(unsampled));
         assert_eq!(begin(None, false), None);
         assert!(begin(None, true).unwrap().is_sampled());
     }

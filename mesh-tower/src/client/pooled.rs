@@ -28,7 +28,8 @@ use super::{ConnectError, Connector};
 /// answer; as 503 with the flag `UF` when no connection to a verified server came about, and `UC` when
 /// one broke before the answer; as 502 with `NR` for a host that was not declared; with `DC` when the
 /// program gave up. It has a `tracing` span (target `mesh_tower::client`), and goes on in the trace of
-/// the [`crate::TraceContext`] in its extensions, or of its own `traceparent`.
+/// the [`crate::TraceContext`] in its extensions, else of its own `traceparent`, else of the request
+/// whose handler makes it.
 ///
 /// # Examples
 ///
@@ -39,17 +40,15 @@ use super::{ConnectError, Connector};
 /// use mesh_tower::{MeshClient, TraceContext};
 /// use tower::ServiceExt as _;
 ///
-/// /// Asks another service for a handler, in the trace of the handler's own request.
-/// async fn stock(
-///     client: MeshClient<Empty<Bytes>>,
-///     trace: Option<TraceContext>,
-/// ) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
-///     let mut request = Request::get("https://stock/items").body(Empty::new())?;
-///     if let Some(trace) = trace {
+/// /// Asks another service in a task of its own, which is in no trace by itself.
+/// fn prefetch(client: MeshClient<Empty<Bytes>>, trace: TraceContext) {
+///     tokio::spawn(async move {
+///         let mut request = Request::get("https://stock/items").body(Empty::new())?;
 ///         request.extensions_mut().insert(trace);
-///     }
-///     let response = client.oneshot(request).await?;
-///     Ok(response.into_body().collect().await?.to_bytes())
+///         let response = client.oneshot(request).await?;
+///         let body = response.into_body().collect().await?.to_bytes();
+///         Ok::<Bytes, Box<dyn std::error::Error + Send + Sync>>(body)
+///     });
 /// }
 /// ```
 pub struct MeshClient<B> {

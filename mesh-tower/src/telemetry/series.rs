@@ -41,6 +41,10 @@ const BYTES: &[u64] = &[
     1_800_000, 3_600_000,
 ];
 
+/// Kinds of answer that are told apart for one peer. A server that a client asks could answer with every
+/// code there is ([SEC-HTTP-12]).
+const MOST_OUTCOMES: usize = 128;
+
 /// Who reports a request: the server, or the client.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Reporter {
@@ -80,6 +84,13 @@ pub(crate) struct Outcome {
     /// `grpc-status`, where there was one.
     pub(crate) grpc_status: Option<u8>,
     pub(crate) flag: Flag,
+}
+
+impl Outcome {
+    /// The same without what a server could choose freely: 418 counts as 400.
+    fn coarse(self) -> Self {
+        Self { code: self.code.saturating_sub(self.code % 100), grpc_status: None, ..self }
+    }
 }
 
 /// Envoy's response flags, as far as they occur here.
@@ -190,6 +201,7 @@ impl PeerSeries {
 
     fn insert(&self, outcome: Outcome) -> Arc<HttpSeries> {
         let mut all = self.http.write().unwrap_or_else(PoisonError::into_inner);
+        let outcome = if all.len() < MOST_OUTCOMES { outcome } else { outcome.coarse() };
         if let Some(found) = all.iter().find(|one| one.outcome == outcome) {
             return Arc::clone(found);
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::Path;
 use axum::routing::{get as get_route, post};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -61,6 +62,11 @@ fn app() -> Router {
         .route("/never", get_route(std::future::pending::<String>))
         .route("/breaks", get_route(breaking))
         .route("/endless", get_route(endless))
+        .route("/code/{code}", get_route(|Path(code): Path<u16>| async move { status(code) }))
+}
+
+fn status(code: u16) -> http::StatusCode {
+    http::StatusCode::from_u16(code).unwrap()
 }
 
 async fn endless() -> Body {
@@ -320,6 +326,18 @@ async fn sec_http_12_a_clients_labels_are_bounded() {
         text.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines.iter().any(|line| line.contains("_service=\"unknown\"") && line.ends_with(" 3")));
+
+    // A server that answers with every code there is.
+    let mesh = web(&authority, names());
+    let client: Client = connector(&mesh, address).client();
+    for code in 300..600 {
+        assert_eq!(read(&client, get(&format!("/code/{code}"))).await.0, code);
+    }
+    let text = mesh.telemetry().prometheus();
+    let of = |line: &&str| line.starts_with("istio_requests_total{");
+    let count = |line: &str| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+    assert_eq!(text.lines().filter(of).count(), 129, "128 codes, and hundreds from then on");
+    assert_eq!(text.lines().filter(of).map(count).sum::<u64>(), 300, "all are counted");
 }
 
 /// One span for each sampled request, in the trace of the context that the program gives, by the
@@ -399,4 +417,36 @@ async fn requests_of_a_client_go_on_in_their_trace() {
     assert_eq!(read(&client, written("-01")).await.1, format!("{PARENT} rojo=1"));
     assert_eq!(read(&client, get("/trace")).await.1, "none none");
     until(&mesh, "istio_requests_total{reporter=\"source\"").await;
+}
+
+/// What a handler asks of others is in the trace of the request that it handles, without its doing; and
+/// nothing else that the thread does meanwhile is.
+#[tokio::test]
+async fn a_handlers_requests_are_in_the_trace_of_its_own() {
+    let authority = authority();
+    let own = web(&authority, names());
+    let behind: Client = connector(&own, serve(&authority).await).client();
+    let asking = behind.clone();
+    let relay = move || {
+        let asking = asking.clone();
+        async move { read(&asking, get("/trace")).await.1 }
+    };
+    let mesh = crate::mesh(&authority, POLICY, |builder| builder);
+    let (listener, address) = bind().await;
+    let app = Router::new().route("/relay", get_route(relay));
+    tokio::spawn(async move { mesh.serve(listener, app, std::future::pending()).await });
+    let client: Client = connector(&own, address).client();
+    let relayed = async || {
+        let mut request = get("/relay");
+        request.headers_mut().insert("traceparent", PARENT.parse().unwrap());
+        let (asked, alone) = tokio::join!(read(&client, request), read(&behind, get("/trace")));
+        (asked.1, alone.1)
+    };
+    assert_eq!(relayed().await, (format!("{PARENT} none"), "none none".to_owned()));
+    let spans = Spans::of("mesh_tower::client");
+    let _guard = tracing::subscriber::set_default(spans.clone());
+    let (asked, alone) = relayed().await;
+    assert!(asked.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"), "{asked}");
+    assert!(!asked.starts_with(PARENT) && !alone.contains("4bf92f35"), "{asked} {alone}");
+    assert_eq!(spans.lines().matches("trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\"").count(), 2);
 }
