@@ -172,6 +172,9 @@ async fn sec_authz_9_policy_files_are_taken_together_or_not_at_all() {
     fs::remove_file(folder.0.join("two.yaml")).unwrap();
     assert!(!changed(&mesh, settled).await, "an empty folder opened the mesh");
     assert!(mesh.last_error().unwrap().contains("no file ends in"));
+    fs::write(folder.0.join("two.yaml"), POLICY.replace("one", "two")).unwrap();
+    assert!(changed(&mesh, settled).await, "what came back as it was is still called missing");
+    assert_eq!(mesh.last_error(), None);
 }
 
 /// Istio's and GKE's names, and the file that proxyless gRPC is told of (interfaces 2.6, 2.7).

@@ -400,7 +400,11 @@ pub(crate) async fn keep_policies(
         tokio::time::sleep(every).await;
         let look = folder.clone();
         match away(move || read_folder(&look)).await {
-            Err(error) => mesh.report(&error),
+            Err(error) => {
+                mesh.report(&error);
+                // What comes back as it was ends the failure.
+                taken = None;
+            }
             Ok(files) => {
                 let settled = last.as_ref() == Some(&files);
                 if settled && taken.as_ref() != Some(&files) {
