@@ -47,10 +47,14 @@ pub use builder::MeshBuilder;
 /// use mesh_tower::identity::{BundleSet, MeshSettings, Workload, X509Svid};
 /// use mesh_tower::{Error, Mesh, Policies};
 ///
-/// fn join(svid: X509Svid, bundles: BundleSet, policies: Policies) -> Result<Mesh, Error> {
-///     let trust_domain = svid.id().trust_domain().clone();
+/// fn join(
+///     settings: MeshSettings,
+///     svid: X509Svid,
+///     bundles: BundleSet,
+///     policies: Policies,
+/// ) -> Result<Mesh, Error> {
 ///     let workload = Workload::new("shop").with_label("app", "cart");
-///     let mesh = Mesh::builder(workload, MeshSettings::new(trust_domain)).build(
+///     let mesh = Mesh::builder(workload, settings).build(
 ///         Arc::new(svid),
 ///         Arc::new(bundles),
 ///         policies,
