@@ -225,7 +225,11 @@ impl<'a> Members<'a> {
     }
 
     fn deny(&self) -> Option<RegoDecision> {
-        let body = if *self.body == Value::Undefined { String::new() } else { text(self.body)? };
+        let body = if *self.body == Value::Undefined {
+            String::new()
+        } else {
+            text(self.body)?.to_owned()
+        };
         Some(RegoDecision::Deny {
             status: status(self.http_status)?,
             headers: headers(self.headers)?,
@@ -247,32 +251,41 @@ fn status(value: &Value) -> Option<StatusCode> {
 
 /// Header entries of an object, or of an array of objects.
 fn headers(value: &Value) -> Option<Vec<(HeaderName, HeaderValue)>> {
-    let parts = match items(value) {
-        Some(objects) => objects.map(pairs).collect::<Option<Vec<_>>>()?.concat(),
-        None => pairs(value)?,
+    let mut headers = Vec::new();
+    let mut add = |name: &str, value: &str| {
+        headers.push((name.parse().ok()?, HeaderValue::from_str(value).ok()?));
+        Some(())
     };
-    parts
-        .iter()
-        .map(|(name, value)| Some((name.parse().ok()?, HeaderValue::from_str(value).ok()?)))
-        .collect()
+    match items(value) {
+        Some(mut objects) => objects.try_for_each(|object| each_pair(object, &mut add))?,
+        None => each_pair(value, &mut add)?,
+    }
+    Some(headers)
 }
 
 /// The entries of an object whose values are a string or an array of strings; sorted by key.
 fn pairs(value: &Value) -> Option<Vec<(String, String)>> {
-    if *value == Value::Undefined {
-        return Some(Vec::new());
-    }
-    let object = value.as_object().ok()?;
     let mut pairs = Vec::new();
-    for (key, value) in object.iter_sorted() {
-        let Value::String(key) = key else { return None };
-        let values = match items(value) {
-            Some(values) => values.map(text).collect::<Option<Vec<_>>>()?,
-            None => vec![text(value)?],
-        };
-        pairs.extend(values.into_iter().map(|value| (key.to_string(), value)));
-    }
+    each_pair(value, &mut |name, value| {
+        pairs.push((name.to_owned(), value.to_owned()));
+        Some(())
+    })?;
     Some(pairs)
+}
+
+/// Hands each entry of such an object on, until one is not taken; undefined is an empty object.
+fn each_pair(value: &Value, take: &mut impl FnMut(&str, &str) -> Option<()>) -> Option<()> {
+    if *value == Value::Undefined {
+        return Some(());
+    }
+    for (key, value) in value.as_object().ok()?.iter_sorted() {
+        let Value::String(key) = key else { return None };
+        match items(value) {
+            Some(mut values) => values.try_for_each(|value| take(key, text(value)?))?,
+            None => take(key, text(value)?)?,
+        }
+    }
+    Some(())
 }
 
 /// The strings of an array; nothing at all is an empty one.
@@ -280,11 +293,11 @@ fn texts(value: &Value) -> Option<Vec<String>> {
     if *value == Value::Undefined {
         return Some(Vec::new());
     }
-    items(value)?.map(text).collect()
+    items(value)?.map(|value| text(value).map(str::to_owned)).collect()
 }
 
-fn text(value: &Value) -> Option<String> {
-    value.as_string().ok().map(ToString::to_string)
+fn text(value: &Value) -> Option<&str> {
+    if let Value::String(text) = value { Some(text) } else { None }
 }
 
 /// The elements of an array, or of a set, which is an array in JSON.

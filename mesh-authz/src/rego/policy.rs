@@ -160,7 +160,8 @@ impl RegoPolicy {
         self.answer_on(&mut None, input)
     }
 
-    /// The same on a machine that this policy has left before, if there is one, and leaves again.
+    /// The same on a machine that this policy has left before, if there is one, and leaves again
+    /// where all went well.
     fn answer_on(&self, machine: &mut Option<RegoVM>, input: &RegoInput) -> RegoAnswer {
         let document = match input.document() {
             Ok(document) => document.clone(),
@@ -168,11 +169,14 @@ impl RegoPolicy {
         };
         let run = || self.evaluate_on(machine, document, input.now_ns());
         // regorus forbids itself to panic; should it do so all the same, that is no allow.
-        match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Ok(value)) => RegoAnswer { decision: RegoDecision::read(&value), value },
-            Ok(Err(reason)) => RegoAnswer::deny(reason),
-            Err(_panic) => RegoAnswer::deny(RegoDenyReason::EvaluationError),
-        }
+        let reason = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(value)) => return RegoAnswer { decision: RegoDecision::read(&value), value },
+            Ok(Err(reason)) => reason,
+            Err(_panic) => RegoDenyReason::EvaluationError,
+        };
+        // A machine that failed or panicked is not used again.
+        *machine = None;
+        RegoAnswer::deny(reason)
     }
 
     /// The value of the query for any document, as JSON: for policies that are not asked about
@@ -199,17 +203,15 @@ impl RegoPolicy {
         input: Value,
         now_ns: Value,
     ) -> Result<Value, RegoDenyReason> {
-        // Taken out, so that a machine that failed or panicked is not used again.
-        let mut vm = match machine.take() {
+        let vm = match machine {
             Some(vm) => vm,
-            None => self.machine()?,
+            None => machine.insert(self.machine()?),
         };
         vm.set_context(now_ns);
         vm.set_input(input);
         let run = || vm.execute_entry_point_by_index(0);
         let value = metered(self.instructions, run).map_err(|error| reason(&error))?;
         vm.set_input(Value::Null);
-        *machine = Some(vm);
         Ok(value)
     }
 

@@ -15,6 +15,8 @@ mod supplied;
 mod table;
 mod time;
 
+use std::sync::OnceLock;
+
 use regorus::unstable::{BUILTINS, BuiltinFcn, Expr, Ref, Span};
 use regorus::{LimitError, Value};
 
@@ -174,16 +176,24 @@ fn plain(call: fn(&[Value]) -> Result<Value, Fault>, args: &[Value]) -> Result<V
     call(args)
 }
 
+/// A builtin of regorus, looked up once.
+struct Native {
+    name: &'static str,
+    cost: Cost,
+    function: OnceLock<Option<BuiltinFcn>>,
+}
+
 /// Calls a builtin of regorus, its cost checked and charged.
 fn native(
-    (name, cost): (&str, Cost),
+    builtin: &Native,
     span: &Span,
     params: &[Ref<Expr>],
     args: &[Value],
     strict: bool,
 ) -> Result<Value, Fault> {
-    check_cost(cost, args)?;
-    let (call, _) = BUILTINS.get(name).ok_or(Fault::Failed)?;
+    check_cost(builtin.cost, args)?;
+    let find = || BUILTINS.get(builtin.name).copied();
+    let (call, _) = builtin.function.get_or_init(find).ok_or(Fault::Failed)?;
     call(span, params, args, strict).map_err(|error| {
         error.downcast_ref::<LimitError>().map_or(Fault::Failed, |_| Fault::TooLarge)
     })

@@ -1,36 +1,40 @@
 //! The table of builtins, sorted by name.
 
+use std::sync::OnceLock;
+
 use regorus::LimitError;
 
 use super::cost::Cost;
 use super::jwt::{self, Algorithm};
 use super::{
-    Builtin, Link, native, net, operators, or_undefined, packed, packed_with_now, plain, supplied,
-    time,
+    Builtin, Link, Native, native, net, operators, or_undefined, packed, packed_with_now, plain,
+    supplied, time,
 };
 
 /// A function of regorus, with what its arguments may cost.
 macro_rules! native {
-    ($name:literal, $cost:ident) => {
+    ($name:literal, $cost:ident) => {{
+        static BUILTIN: Native =
+            Native { name: $name, cost: Cost::$cost, function: OnceLock::new() };
         Builtin {
             name: $name,
             link: Link::Native,
             deny: (
                 |span, params, args, _| {
-                    native(($name, Cost::$cost), span, params, args, true)
+                    native(&BUILTIN, span, params, args, true)
                         .map_err(|fault| LimitError::from(fault).into())
                 },
                 0,
             ),
             undefined: (
                 |span, params, args, _| {
-                    or_undefined(native(($name, Cost::$cost), span, params, args, false))
+                    or_undefined(native(&BUILTIN, span, params, args, false))
                         .map_err(|fault| LimitError::from(fault).into())
                 },
                 0,
             ),
         }
-    };
+    }};
 }
 
 /// One of our functions; `$args` of the virtual machine become those of the function.

@@ -150,15 +150,42 @@ impl Pass {
         }
     }
 
+    /// Whether the register was just given a literal, so that it is not undefined.
+    pub(super) fn is_given(&self, register: u8) -> bool {
+        let value = self.origin_before(self.old.len(), register);
+        let value = match value {
+            Some((at, Instruction::Move { src, .. })) => self.origin_before(at, src),
+            other => other,
+        };
+        match value.map(|(_, instruction)| instruction) {
+            Some(Instruction::Load { literal_idx, .. }) => {
+                self.literal(literal_idx).is_some_and(|literal| *literal != Value::Undefined)
+            }
+            Some(
+                Instruction::LoadTrue { .. }
+                | Instruction::LoadFalse { .. }
+                | Instruction::LoadNull { .. }
+                | Instruction::LoadBool { .. },
+            ) => true,
+            _ => false,
+        }
+    }
+
     fn literal(&self, at: u16) -> Option<&Value> {
         self.program.literals.get(usize::from(at))
     }
 
     /// The instruction that gave a register its value, as far as straight code tells.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "behind others nothing is known")]
     fn origin(&self, register: u8) -> Option<Instruction> {
+        self.origin_before(self.old.len(), register).map(|(_, instruction)| instruction)
+    }
+
+    /// The same for the value that it has before an instruction, with its place.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "behind others nothing is known")]
+    fn origin_before(&self, end: usize, register: u8) -> Option<(usize, Instruction)> {
         let data = &self.program.instruction_data;
-        for instruction in self.old.iter().rev().take(LOOK_BACK) {
+        let before = self.old.get(..end)?;
+        for (at, instruction) in before.iter().enumerate().rev().take(LOOK_BACK) {
             let dest = match *instruction {
                 Instruction::Load { dest, .. }
                 | Instruction::LoadTrue { dest }
@@ -183,7 +210,7 @@ impl Pass {
                 _ => return None,
             };
             if dest == register {
-                return Some(*instruction);
+                return Some((at, *instruction));
             }
         }
         None

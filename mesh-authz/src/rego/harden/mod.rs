@@ -41,6 +41,7 @@ const SCRATCH_REGISTERS: u8 = 2;
 pub(super) fn harden(program: Program, errors: BuiltinErrors) -> Result<Program, RegoLoadError> {
     let mut pass = Pass::new(program)?;
     pass.rewrite()?;
+    pass.trim_registers();
     pass.relocate()?;
     pass.split_rules()?;
     pass.finish(errors)
@@ -65,8 +66,8 @@ struct Pass {
     rule_of: Vec<Option<usize>>,
     /// Rules whose definitions collect what must agree.
     split: Vec<bool>,
-    /// The first scratch register of each rule.
-    scratch: Vec<u8>,
+    /// The first scratch register of each rule, and whether its code uses them.
+    scratch: Vec<(u8, bool)>,
     /// How many loop parameters are the compiler's.
     old_loops: usize,
     /// New instructions whose targets are still old ones.
@@ -79,7 +80,7 @@ impl Pass {
         let rule_of = owners(&program, &old)?;
         let split =
             program.rule_infos.iter().map(|rule| must_agree(rule, &program, &old)).collect();
-        let scratch = program.rule_infos.iter().map(|rule| rule.num_registers).collect();
+        let scratch = program.rule_infos.iter().map(|rule| (rule.num_registers, false)).collect();
         for rule in &mut program.rule_infos {
             let registers = rule.num_registers.checked_add(SCRATCH_REGISTERS);
             rule.num_registers = registers.ok_or_else(|| too_large("a rule's registers"))?;
@@ -182,10 +183,22 @@ impl Pass {
         self.rule_of.get(at).copied().flatten().ok_or_else(|| broken("an instruction of no rule"))
     }
 
-    fn scratch(&self, at: usize) -> Result<(u8, u8), RegoLoadError> {
-        let first = self.scratch.get(self.rule(at)?).copied();
-        let pair = first.and_then(|first| Some((first, first.checked_add(1)?)));
+    fn scratch(&mut self, at: usize) -> Result<(u8, u8), RegoLoadError> {
+        let rule = self.rule(at)?;
+        let pair = self.scratch.get_mut(rule).and_then(|(first, used)| {
+            *used = true;
+            Some((*first, first.checked_add(1)?))
+        });
         pair.ok_or_else(|| broken("a rule without registers"))
+    }
+
+    /// Takes the scratch registers from rules that do not use them.
+    fn trim_registers(&mut self) {
+        for (rule, (first, used)) in self.program.rule_infos.iter_mut().zip(&self.scratch) {
+            if !used {
+                rule.num_registers = *first;
+            }
+        }
     }
 
     /// Whether the register is where the instruction's rule collects its values.
@@ -296,7 +309,7 @@ impl Pass {
             let (_, found) = self.scratch(at)?;
             self.call("_not_empty", found, &[result])?;
             self.guard(found, GuardMode::Condition);
-        } else if is_complete {
+        } else if is_complete && !self.is_given(result) {
             self.guard(result, GuardMode::NotUndefined);
         }
         Ok(())
@@ -413,8 +426,24 @@ impl Pass {
             function.ok_or_else(|| broken("a builtin that is not offered"))
         });
         program.resolved_builtins = functions.collect::<Result<_, _>>()?;
+        program.rule_infos.iter_mut().for_each(lighten);
         program.validate_limits().map_err(|message| RegoLoadError::ProgramTooLarge { message })?;
         Ok(program)
+    }
+}
+
+/// Takes out what the virtual machine does not read, or reads as it would read nothing: it copies
+/// all of this at each call of the rule, its result at hand or not.
+fn lighten(rule: &mut RuleInfo) {
+    rule.name = String::new();
+    if let Some(function) = &mut rule.function_info {
+        function.param_names = Vec::new();
+    }
+    if rule.destructuring_blocks.iter().all(Option::is_none) {
+        rule.destructuring_blocks = Vec::new();
+    }
+    if !rule.else_bodies.iter().flatten().any(|is_else| *is_else) {
+        rule.else_bodies = Vec::new();
     }
 }
 
