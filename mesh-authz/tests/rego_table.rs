@@ -20,6 +20,10 @@ const CASE: &str = "MESH_REGO_ATTACK";
 /// What every process with a policy holds, thread stacks and the test's harness among it.
 const MOST_KIB: u64 = 48 * 1024;
 
+/// How many times the limit an attack may take. A debug build optimises regorus, by which the limit
+/// is measured, and not what is ours.
+const TIMES: u64 = if cfg!(debug_assertions) { 8 } else { 2 };
+
 /// A rule that does as much only for `/slow`, so that it is stopped at a request and not at load.
 fn at_request(body: &str) -> String {
     let long = "s := input.attributes.request.http.headers[\"x-long\"]";
@@ -211,7 +215,7 @@ fn sec_rego_4_every_attack_is_refused_or_stopped() {
         let loads = ended.starts_with("refused");
         assert!(loads || ended == "denied, limit_exceeded", "{what}: {ended}");
         // Reading a module has its own bounds; what is refused there is no request's time.
-        assert!(loads || took < 2 * limit, "{what}: {took} µs, the limit is {limit} µs");
+        assert!(loads || took < TIMES * limit, "{what}: {took} µs, the limit is {limit} µs");
         assert!(peak < MOST_KIB, "{what}: {peak} KiB");
     }
 }

@@ -103,7 +103,7 @@ pub(super) fn cidr_merge(args: &[Value]) -> Result<Value, Fault> {
     if nets.len() > MAX_MERGED {
         return Err(Fault::TooLarge);
     }
-    charge(nets.len().saturating_mul(8))?;
+    charge(nets.len().saturating_mul(24))?;
     let nets = nets.into_iter().map(|net| cidr(string(net)?));
     let merged = merge(&nets.collect::<Result<Vec<_>, _>>()?);
     let merged = merged.into_iter().map(|net| Value::from(net.to_string()));

@@ -4,6 +4,7 @@ use md5::{Digest as _, Md5};
 use regorus::Value;
 
 use super::Fault;
+use super::meter::charge;
 use crate::rego::input::MAX_INPUT_BYTES;
 use crate::rego::parse::Budget;
 
@@ -75,6 +76,8 @@ pub(super) fn json_unmarshal(args: &[Value]) -> Result<Value, Fault> {
     if text.len() > MAX_INPUT_BYTES {
         return Err(Fault::TooLarge);
     }
+    // Half of the bytes can be values, and each takes as long as a few instructions.
+    charge(text.len())?;
     let json: serde_json::Value = serde_json::from_str(text).map_err(|_syntax| Fault::Failed)?;
     Budget::new().json(&json).map_err(|_too_large| Fault::TooLarge)
 }
