@@ -105,7 +105,8 @@ impl HttpAuthorizer {
             |name: &HeaderName| HOP_BY_HOP.contains(name) || [HOST, CONTENT_LENGTH].contains(name);
         for (name, value) in request.headers() {
             let sent = *name == AUTHORIZATION || self.check.request_headers.matches(name);
-            if sent && !fixed(name) {
+            // Whether the body is cut off is for us to say.
+            if sent && !fixed(name) && *name != PARTIAL_BODY {
                 headers.append(name, value.clone());
             }
         }

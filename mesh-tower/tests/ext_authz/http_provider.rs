@@ -109,7 +109,7 @@ async fn sem_ext_11_only_200_allows() {
 async fn sem_ext_10_the_check_has_what_is_listed_and_no_more() {
     let server = HttpServer::start().await;
     let more = json!({
-        "includeRequestHeadersInCheck": ["x-listed", "x-pre*", "*-post"],
+        "includeRequestHeadersInCheck": ["x-listed", "x-pre*", "*-post", "x-envoy*"],
         "includeAdditionalHeadersInCheck": {"x-fixed": "yes", "x-listed": "fixed"},
     });
     let shop = world(server.address, more, Semantics::strict()).await;
@@ -121,7 +121,9 @@ async fn sem_ext_10_the_check_has_what_is_listed_and_no_more() {
         .header("a-post", "3")
         .header("cookie", "secret")
         .header("x-forwarded-for", "1.2.3.4")
-        .header("x-fixed", "client");
+        .header("x-fixed", "client")
+        .header("x-envoy-auth-partial-body", "true")
+        .header("x-envoy-expected-rq-timeout-ms", "1");
     shop.send_body(request, "body").await;
     let check = &server.checks()[0];
     assert_eq!((check.method.as_str(), check.target.as_str()), ("PUT", "/check/c/d?x=%20"));
@@ -137,6 +139,7 @@ async fn sem_ext_10_the_check_has_what_is_listed_and_no_more() {
     assert_eq!(line("x-fixed"), ["yes"]);
     assert_eq!(line("x-envoy-expected-rq-timeout-ms"), ["300"]);
     assert!(line("cookie").is_empty() && line("x-forwarded-for").is_empty());
+    assert!(line("x-envoy-auth-partial-body").is_empty(), "the client says nothing about bodies");
     assert!(check.body.is_empty());
     assert_eq!(shop.served().unwrap().body, "body", "the service still gets the whole body");
 }

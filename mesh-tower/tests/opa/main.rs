@@ -7,6 +7,7 @@
 mod bundles;
 mod control;
 mod limits;
+mod stage;
 mod upload;
 #[path = "../ext_authz/world.rs"]
 #[expect(dead_code, reason = "the tests of external authorizers use all of it")]
