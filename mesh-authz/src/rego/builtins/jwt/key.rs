@@ -158,9 +158,14 @@ impl Key {
         VerifyingKey::from_sec1_bytes(point).ok().map(Self::P521)
     }
 
-    /// A point of P-521, which only feature `es512` can use.
+    /// A point of P-521, which only feature `es512` can use; nothing when it has not the shape of a
+    /// point (SEC 1, section 2.3.3: compressed or not).
     #[cfg(not(feature = "es512"))]
-    pub(super) const fn p521(_point: &[u8]) -> Option<Self> {
-        Some(Self::Unusable)
+    pub(super) const fn p521(point: &[u8]) -> Option<Self> {
+        match point {
+            [2 | 3, x @ ..] if x.len() == 66 => Some(Self::Unusable),
+            [4, xy @ ..] if xy.len() == 132 => Some(Self::Unusable),
+            _ => None,
+        }
     }
 }
