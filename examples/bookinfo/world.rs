@@ -9,7 +9,7 @@ use axum::Router;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mesh_tower::authn::peer::{ClientProtocol, ExpectedServer};
-use mesh_tower::authn::request::{RefreshPolicy, TokenOptions, Tolerance};
+use mesh_tower::authn::request::{RefreshPolicy, TokenLimits, TokenOptions, Tolerance};
 use mesh_tower::authz::rego::{RegoOptions, RegoPolicy, RegoPool};
 use mesh_tower::authz::{Semantics, StrictRule};
 use mesh_tower::ca::Authority;
@@ -460,7 +460,7 @@ fn mesh(
         // strict.
         .token_options(
             TokenOptions::strict()
-                .with_max_token_len(8 * 1024)
+                .with_limits(TokenLimits::default())
                 .tolerate(Tolerance::BearerSpelling)
                 .tolerate(Tolerance::PathInRealm),
         )

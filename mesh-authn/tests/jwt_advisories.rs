@@ -116,11 +116,11 @@ fn sem_adv_66_a_payload_nested_ten_thousand_deep_is_refused() {
         // The token's own limit does not hide it.
         assert!(token.len() < 1 << 17, "{}", token.len());
         let shallow = TokenOptions::strict();
-        if token.len() <= shallow.max_token_len() {
+        if token.len() <= shallow.limits().token {
             refused(&[idp.rule()], &token, "Jwt payload is an invalid JSON");
         }
         let header = idp.sign_parts(deep.as_bytes(), b"{}");
-        if header.len() <= shallow.max_token_len() {
+        if header.len() <= shallow.limits().token {
             refused(&[idp.rule()], &header, "Jwt header is an invalid JSON");
         }
     }

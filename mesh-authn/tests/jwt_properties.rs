@@ -18,7 +18,7 @@ use http::HeaderValue;
 use jwt_idp::{Idp, NOW, bearer, compile, compile_with, headers, judge_at, resource, verdict, who};
 use mesh_authn::request::{
     Authentication, KeySet, KeySets, KeySource, MAX_KEYS, Reason, RequestAuthenticator,
-    StringClaim, TimeClaim, TokenOptions, Tolerance,
+    StringClaim, TimeClaim, TokenLimits, TokenOptions, Tolerance,
 };
 use mesh_identity::{MeshSettings, Workload};
 use ring::hmac;
@@ -480,14 +480,52 @@ fn sec_jwt_11_the_cache_answers_for_exactly_one_token_and_rule_set() {
 #[test]
 fn sec_jwt_12_limits_come_before_work() {
     let idp = Idp::new(ISSUER, "a");
-    let short = TokenOptions::strict().with_max_token_len(400);
-    let authenticator = compile_with(&[idp.rule()], short, &KeySets::new());
+    let with = |change: fn(&mut TokenLimits)| {
+        let mut limits = TokenLimits::default();
+        change(&mut limits);
+        let options = TokenOptions::strict().with_limits(limits);
+        compile_with(&[idp.rule()], options, &KeySets::new())
+    };
+    let authenticator = with(|limits| limits.token = 400);
     assert!(who(&authenticator, &idp.token("x")).is_ok());
     assert_eq!(who(&authenticator, &idp.token(&"x".repeat(400))), Err(Reason::TooLong));
     // Not even a good token beside it helps.
     let path = format!("/?access_token={}", idp.token("x"));
     let long = bearer(&"a".repeat(401));
     assert!(verdict(judge_at(&authenticator, &long, &path, NOW)).is_err());
+    // A header and a key id of just the size, and one byte more; one level more than 64.
+    let headed = |kid: usize, more: usize| {
+        let kid = "k".repeat(kid);
+        let header = json!({"alg": "EdDSA", "kid": kid, "x": "x".repeat(more)}).to_string();
+        let claims = json!({"iss": ISSUER, "sub": "alice", "exp": NOW + 60}).to_string();
+        idp.sign_parts(header.as_bytes(), claims.as_bytes())
+    };
+    let nested = |levels: usize| {
+        let list = format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let claims = format!(r#"{{"iss":"{ISSUER}","sub":"alice","exp":{},"a":{list}}}"#, NOW + 60);
+        idp.sign_parts(br#"{"alg":"EdDSA"}"#, claims.as_bytes())
+    };
+    let header_len = |token: &str| token.find('.').unwrap();
+    let by_default = with(|_| {});
+    let unlimited = compile_with(&[idp.rule()], TokenOptions::strict(), &KeySets::new());
+    let pair = [headed(0, 1505), headed(0, 1506)];
+    assert_eq!(pair.each_ref().map(|token| header_len(token)), [2048, 2050]);
+    let [fitting, long] = pair;
+    let fits = [headed(256, 0), fitting, nested(63)];
+    let beyond =
+        [(headed(257, 0), Reason::TooLong), (long, Reason::TooLong), (nested(64), Reason::TooDeep)];
+    for token in &fits {
+        let found = who(&by_default, token);
+        assert!(!matches!(found, Err(Reason::TooLong | Reason::TooDeep)), "{found:?}");
+        assert_eq!(found, who(&unlimited, token));
+    }
+    for (token, reason) in &beyond {
+        assert_eq!(who(&by_default, token), Err(*reason));
+        assert_ne!(who(&unlimited, token), Err(*reason));
+        // Not even a good token beside it helps.
+        let path = format!("/?access_token={}", idp.token("x"));
+        assert!(verdict(judge_at(&by_default, &bearer(token), &path, NOW)).is_err());
+    }
     // [SEM-ADV-66]
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(10_000), "]".repeat(10_000));
     let token = idp.sign_parts(br#"{"alg":"EdDSA"}"#, deep.as_bytes());

@@ -249,8 +249,6 @@ fn class_of(error: JwtSvidError) -> &'static str {
         JwtSvidError::Type => "BadTyp",
         JwtSvidError::UnknownKey => "UnknownKid",
         JwtSvidError::UnknownTrustDomain => "NoBundleForTrustDomain",
-        JwtSvidError::NotAcceptable(_) | JwtSvidError::TooLong | JwtSvidError::Token(_) | _ => {
-            "none of the table's"
-        }
+        JwtSvidError::NotAcceptable(_) | JwtSvidError::Token(_) | _ => "none of the table's",
     }
 }

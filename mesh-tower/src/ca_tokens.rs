@@ -8,7 +8,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue, Method};
 use mesh_authn::request::{
     Authentication, JwtSvidVerifier, KeySets, RequestAuthentication, RequestAuthenticator,
-    RequestView, TokenOptions, Tolerance,
+    RequestView, TokenLimits, TokenOptions, Tolerance,
 };
 use mesh_ca::serve::{CallerTokens, CheckError, CheckedJwtSvid, JwtSvidCheck};
 use mesh_identity::manifest;
@@ -102,7 +102,8 @@ fn compile(
     let policies = read.resources.iter().map(RequestAuthentication::from_manifest);
     let policies = policies.collect::<Result<Vec<_>, _>>()?;
     let settings = MeshSettings::new(trust_domain.clone());
-    let options = TokenOptions::strict().refuse(Tolerance::NoExpiry);
+    let options =
+        TokenOptions::strict().with_limits(TokenLimits::default()).refuse(Tolerance::NoExpiry);
     let (workload, keys) = (Workload::new(NAMESPACE), KeySets::new());
     Ok(RequestAuthenticator::compile(&policies, &workload, &settings, options, &keys)?)
 }

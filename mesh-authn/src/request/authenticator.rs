@@ -35,8 +35,8 @@ pub struct RequestAuthenticator {
     pub(super) rules: Vec<Rule>,
     pub(super) options: TokenOptions,
     pub(super) cache: TokenCache,
-    /// Every header that some rule writes.
-    scrub: Arc<[HeaderName]>,
+    /// Every header that some rule writes; nothing when none does.
+    scrub: Option<Arc<[HeaderName]>>,
     wanted: Vec<WantedKeys>,
 }
 
@@ -188,7 +188,9 @@ impl RequestAuthenticator {
         rules.sort_by(|a, b| a.spec.issuer().cmp(&b.spec.issuer()));
         let scrub: BTreeSet<&str> =
             rules.iter().flat_map(|rule| rule.spec.outputs()).map(HeaderName::as_str).collect();
-        let scrub = scrub.into_iter().filter_map(|name| name.parse().ok()).collect();
+        let scrub: Vec<HeaderName> =
+            scrub.into_iter().filter_map(|name| name.parse().ok()).collect();
+        let scrub = (!scrub.is_empty()).then(|| scrub.into());
         let wanted = wanted(&rules);
         Ok(Self { rules, options, cache: TokenCache::new(), scrub, wanted })
     }
@@ -233,7 +235,7 @@ impl RequestAuthenticator {
     /// No token passes as anonymous; a bad token is refused, even where none is required.
     #[must_use]
     pub fn authenticate(&self, request: &RequestView<'_>, now: UnixTime) -> Authentication {
-        let untouched = || Effects::new(&self.scrub, Few::new(), None);
+        let untouched = || Effects::new(self.scrub.as_ref(), Few::new(), None);
         if self.rules.is_empty() {
             return Authentication::Anonymous(untouched());
         }
@@ -249,7 +251,7 @@ impl RequestAuthenticator {
             Ok(verdict) => {
                 let path = verdict.path_and_query(request.path_and_query);
                 let token = verdict.token();
-                let effects = Effects::new(&self.scrub, verdict.into_applied(), path);
+                let effects = Effects::new(self.scrub.as_ref(), verdict.into_applied(), path);
                 match token {
                     Some(token) => Authentication::Authenticated { token, effects },
                     None => Authentication::Anonymous(effects),

@@ -36,11 +36,36 @@ const FIXED: usize =
 /// compared too, but not hashed: a token is good for few rules.
 const HASHED_BYTES: usize = 16;
 
+/// Secret numbers of this cache: nobody outside can tell which tokens collide, and only tokens that
+/// were accepted are kept.
+struct Seed([u64; 2]);
+
+impl Seed {
+    fn new() -> Self {
+        let random = RandomState::new();
+        Self([random.hash_one(0), random.hash_one(1)])
+    }
+
+    /// A product of two secret sums, folded: each bit of the text reaches all bits of the hash.
+    fn hash(&self, tail: [u8; HASHED_BYTES]) -> u64 {
+        let Self([first, second]) = *self;
+        let text = u128::from_le_bytes(tail) ^ (u128::from(first) | u128::from(second) << 64);
+        let [low, high] = halves(text);
+        let [low, high] = halves(u128::from(low).wrapping_mul(u128::from(high)));
+        low ^ high
+    }
+}
+
+/// The lower half and the upper one.
+fn halves(number: u128) -> [u64; 2] {
+    // Both always fit.
+    [number & u128::from(u64::MAX), number >> 64].map(|half| half.try_into().unwrap_or_default())
+}
+
 /// Accepted tokens by rule and text.
 pub(super) struct TokenCache {
     entries: Cache<Key, Entry, Weight, Hashed>,
-    /// Of this process; nobody outside can tell which tokens collide.
-    seed: RandomState,
+    seed: Seed,
 }
 
 /// A token accepted by a rule, and until when the cache may say so.
@@ -86,14 +111,15 @@ impl TokenCache {
             hashed,
             DefaultLifecycle::default(),
         );
-        Self { entries, seed: RandomState::new() }
+        Self { entries, seed: Seed::new() }
     }
 
     /// What to look for. The hash is made once, of the token as it came: in its copy, which is
     /// still on its way to memory, reading would have to wait.
     pub(super) fn lookup<'a>(&self, rule: usize, token: &'a [u8]) -> Lookup<'a> {
-        let tail = token.last_chunk::<HASHED_BYTES>().map_or(token, |tail| &tail[..]);
-        Lookup { hash: self.seed.hash_one(tail), rule, token }
+        // What is shorter is no token.
+        let tail = token.last_chunk().copied().unwrap_or_default();
+        Lookup { hash: self.seed.hash(tail), rule, token }
     }
 
     /// The entry of exactly this token under exactly this rule. One that is too old is dropped.

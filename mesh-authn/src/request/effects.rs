@@ -18,8 +18,9 @@ use super::token::whole_seconds;
 /// What to do to the request before the application sees it.
 #[derive(Clone)]
 pub struct Effects {
-    /// Every header that any rule writes: a client's copy never gets through ([SEM-JWT-58]).
-    scrub: Arc<[HeaderName]>,
+    /// Every header that any rule writes, if one does: a client's copy never gets through
+    /// ([SEM-JWT-58]).
+    scrub: Option<Arc<[HeaderName]>>,
     applied: Few<Applied>,
     path_and_query: Option<String>,
 }
@@ -36,23 +37,23 @@ pub(super) struct Applied {
 
 impl Effects {
     pub(super) fn new(
-        scrub: &Arc<[HeaderName]>,
+        scrub: Option<&Arc<[HeaderName]>>,
         applied: Few<Applied>,
         path_and_query: Option<String>,
     ) -> Self {
-        Self { scrub: Arc::clone(scrub), applied, path_and_query }
+        Self { scrub: scrub.cloned(), applied, path_and_query }
     }
 
     /// Whether the request is passed on as it came.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.scrub.is_empty() && self.applied.is_empty()
+        self.scrub.is_none() && self.applied.is_empty()
     }
 
     /// Removes client copies of output headers and the tokens that are not forwarded, then writes
     /// the output headers.
     pub fn apply(&self, headers: &mut HeaderMap) {
-        for name in self.scrub.iter() {
+        for name in self.scrub.iter().flat_map(|names| names.iter()) {
             headers.remove(name);
         }
         for applied in self.applied.iter() {

@@ -11,7 +11,10 @@ use serde_json::{Map, Number, Value};
 
 /// Deepest nesting, the outermost object counted: what Envoy allows ([SEM-JWT-18]). Recursion
 /// ends here, so no payload exhausts the stack ([SEM-ADV-66]).
-pub(super) const MAX_DEPTH: usize = 100;
+pub(super) const ENVOY_DEPTH: usize = 100;
+
+/// Deepest nesting that a token or a key set has use for ([SEC-JWT-3], [SEC-JWT-13]).
+pub(super) const DEPTH: usize = 64;
 
 /// An object, and the memory that it keeps.
 pub(super) struct Object {
@@ -20,21 +23,33 @@ pub(super) struct Object {
     pub(super) memory: usize,
 }
 
-/// Reads a text that is exactly one JSON object, or `null`, which is an object without members to
-/// Envoy; nothing when it is anything else.
-pub(super) fn parse_object(text: &[u8]) -> Option<Object> {
+/// Why a text is not read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Unread {
+    /// Not one object, or a name occurs twice in it.
+    NotAnObject,
+    /// Nested deeper than asked for. What comes after the place has not been looked at.
+    TooDeep,
+}
+
+/// Reads a text that is exactly one JSON object of so many levels, or `null`, which is an object
+/// without members to Envoy.
+pub(super) fn parse_object(text: &[u8], depth: usize) -> Result<Object, Unread> {
     // Once for all strings in it.
-    let text = std::str::from_utf8(text).ok()?;
+    let Ok(text) = std::str::from_utf8(text) else { return Err(Unread::NotAnObject) };
     let mut json = serde_json::Deserializer::from_str(text);
     let work = Work::default();
-    let value = Strict { depth: MAX_DEPTH, work: &work }.deserialize(&mut json).ok()?;
-    json.end().ok()?;
-    let members = match value {
-        Value::Object(object) => object,
-        Value::Null => Map::new(),
-        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => return None,
+    let read = Strict { depth, work: &work }.deserialize(&mut json);
+    let read = read.and_then(|value| json.end().map(|()| value));
+    let members = match read {
+        Ok(Value::Object(object)) => object,
+        Ok(Value::Null) => Map::new(),
+        Err(_) if work.too_deep.get() => return Err(Unread::TooDeep),
+        Ok(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) | Err(_) => {
+            return Err(Unread::NotAnObject);
+        }
     };
-    Some(Object { members, memory: work.memory.get() })
+    Ok(Object { members, memory: work.memory.get() })
 }
 
 /// What an allocation of so many bytes takes from a common allocator.
@@ -70,6 +85,7 @@ struct Work {
     /// Items of lists that are not complete: a list gets memory when its length is known.
     items: RefCell<Vec<Value>>,
     memory: Cell<usize>,
+    too_deep: Cell<bool>,
 }
 
 impl Work {
@@ -87,7 +103,10 @@ struct Strict<'w> {
 
 impl Strict<'_> {
     fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
-        let depth = self.depth.checked_sub(1).ok_or_else(|| E::custom("nested too deep"))?;
+        let Some(depth) = self.depth.checked_sub(1) else {
+            self.work.too_deep.set(true);
+            return Err(E::custom("nested too deep"));
+        };
         Ok(Self { depth, ..self })
     }
 }
@@ -165,7 +184,7 @@ mod tests {
 
     #[test]
     fn sec_jwt_3_only_one_strict_object_is_read() {
-        assert!(parse_object(br#" {"a": [1, {"b": null}]} "#).is_some());
+        assert!(parse_object(br#" {"a": [1, {"b": null}]} "#, DEPTH).is_ok());
         let bad: [&[u8]; 12] = [
             b"",
             b"[]",
@@ -181,7 +200,8 @@ mod tests {
             b"{\"a\":\"\xff\"}",
         ];
         for text in bad {
-            assert!(parse_object(text).is_none(), "{}", String::from_utf8_lossy(text));
+            let read = parse_object(text, DEPTH).err();
+            assert_eq!(read, Some(Unread::NotAnObject), "{}", String::from_utf8_lossy(text));
         }
     }
 
@@ -189,8 +209,11 @@ mod tests {
     fn sem_adv_66_deep_nesting_is_refused() {
         let nested =
             |depth: usize| format!("{{\"a\":{}1{}}}", "[".repeat(depth), "]".repeat(depth));
-        assert!(parse_object(nested(MAX_DEPTH - 1).as_bytes()).is_some());
-        assert!(parse_object(nested(MAX_DEPTH).as_bytes()).is_none());
-        assert!(parse_object(nested(10_000).as_bytes()).is_none());
+        for depth in [DEPTH, ENVOY_DEPTH] {
+            let read = |levels| parse_object(nested(levels).as_bytes(), depth).err();
+            assert_eq!(read(depth - 1), None);
+            assert_eq!(read(depth), Some(Unread::TooDeep));
+            assert_eq!(read(10_000), Some(Unread::TooDeep));
+        }
     }
 }

@@ -30,8 +30,8 @@ pub(super) struct Judge<'a> {
     applied: Few<Use<'a>>,
     /// What has been verified, so that no signature is checked twice.
     seen: Few<Seen<'a>>,
-    /// A token that was not looked at because of its length.
-    too_long: bool,
+    /// Why a token that Envoy might accept was not looked at: its size.
+    beyond_limits: Option<Reason>,
     /// A rule whose fetched key set lacks the key that a token names.
     lacking: Option<usize>,
 }
@@ -88,7 +88,7 @@ impl<'a> Judge<'a> {
         now: u64,
     ) -> Self {
         let (taken, applied, seen) = (Few::new(), Few::new(), Few::new());
-        Self { of, request, now, taken, applied, seen, too_long: false, lacking: None }
+        Self { of, request, now, taken, applied, seen, beyond_limits: None, lacking: None }
     }
 
     pub(super) fn judge(mut self) -> Result<Verdict<'a>, Refusal> {
@@ -160,17 +160,15 @@ impl<'a> Judge<'a> {
         if let Some(seen) = self.seen.iter().find(|s| s.rule == index && s.token == token) {
             return seen.verdict.clone();
         }
-        let verdict = if token.len() > self.of.options.max_token_len() {
-            self.too_long = true;
-            Err(Reason::TooLong)
-        } else {
-            self.of.verify(index, &token, self.now).map_err(|failure| {
-                if failure.lacks_key {
-                    self.lacking = Some(index);
-                }
-                failure.reason
-            })
-        };
+        let verdict = self.of.verify(index, &token, self.now).map_err(|failure| {
+            if failure.lacks_key {
+                self.lacking = Some(index);
+            }
+            if matches!(failure.reason, Reason::TooLong | Reason::TooDeep) {
+                self.beyond_limits = Some(failure.reason);
+            }
+            failure.reason
+        });
         // A single rule asks about each token once.
         if self.of.rules.len() > 1 {
             self.seen.push(Seen { rule: index, token, verdict: verdict.clone() });
@@ -180,8 +178,8 @@ impl<'a> Judge<'a> {
 
     /// What Envoy lets pass and the options do not.
     fn objections(&mut self) -> Result<(), Reason> {
-        if self.too_long {
-            return Err(Reason::TooLong);
+        if let Some(reason) = self.beyond_limits {
+            return Err(reason);
         }
         let options = &self.of.options;
         let objection =
@@ -361,7 +359,7 @@ impl RequestAuthenticator {
         {
             return Ok(accepted);
         }
-        let parsed = ParsedToken::parse(token, rule.known_header.get())?;
+        let parsed = ParsedToken::parse(token, self.options.limits(), rule.known_header.get())?;
         // [SEM-JWT-19]
         if rule.spec.issuer().is_some_and(|issuer| parsed.claims.issuer() != Some(issuer)) {
             return Err(Reason::UnknownIssuer.into());

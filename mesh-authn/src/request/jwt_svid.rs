@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::key::{Answer, Key};
 use super::key_set::{KeyProblem, parse_key};
-use super::options::{MAX_TOKEN_LEN, Tolerance};
+use super::options::{TokenLimits, Tolerance};
 use super::refusal::Reason;
 use super::token::{Algorithm, ParsedToken, SKEW};
 
@@ -93,11 +93,7 @@ pub enum JwtSvidError {
     #[error("token is not acceptable: {0}")]
     NotAcceptable(Tolerance),
 
-    /// Longer than [`MAX_TOKEN_LEN`].
-    #[error("token is longer than {MAX_TOKEN_LEN} bytes")]
-    TooLong,
-
-    /// Malformed, expired, not yet valid, or forged.
+    /// Malformed, expired, not yet valid, forged, or beyond the default [`TokenLimits`].
     #[error("{}", .0.text())]
     Token(Reason),
 
@@ -156,10 +152,8 @@ impl JwtSvidVerifier {
     ///
     /// [`JwtSvidError`]: the first rule of the standard that it breaks.
     pub fn verify(&self, token: &str, now: UnixTime) -> Result<JwtSvid, JwtSvidError> {
-        if token.len() > MAX_TOKEN_LEN {
-            return Err(JwtSvidError::TooLong);
-        }
-        let parsed = ParsedToken::parse(token.as_bytes(), None).map_err(|reason| {
+        let limits = TokenLimits::default();
+        let parsed = ParsedToken::parse(token.as_bytes(), limits, None).map_err(|reason| {
             let unknown = reason == Reason::AlgorithmUnknown;
             if unknown { JwtSvidError::Algorithm } else { JwtSvidError::Token(reason) }
         })?;

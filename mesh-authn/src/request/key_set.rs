@@ -103,6 +103,10 @@ pub enum KeySetError {
     #[error("key set is not a JSON object with unique names")]
     NotJson,
 
+    /// Nested deeper than 64 levels ([SEC-JWT-13]).
+    #[error("key set is nested deeper than 64 levels")]
+    TooDeep,
+
     /// No key can be used; this is what the first one lacks.
     #[error("key set has no usable key: {0}")]
     NoUsableKey(KeyProblem),
@@ -130,7 +134,11 @@ impl KeySet {
         if text.len() > MAX_KEY_SET_LEN {
             return Err(KeySetError::TooLong);
         }
-        let object = json::parse_object(text).ok_or(KeySetError::NotJson)?.members;
+        let object = json::parse_object(text, json::DEPTH).map_err(|unread| match unread {
+            json::Unread::NotAnObject => KeySetError::NotJson,
+            json::Unread::TooDeep => KeySetError::TooDeep,
+        })?;
+        let object = object.members;
         let parsed: Vec<Result<Key, KeyProblem>> = match object.get("keys") {
             Some(Value::Array(list)) => list.iter().map(parse_key).collect(),
             Some(_) => return Err(KeySetError::NotAList),
@@ -183,7 +191,8 @@ impl KeySet {
     ///
     /// The first problem, in the order in which tokens are checked.
     pub fn verify_jws(&self, jws: &str, options: &TokenOptions) -> Result<Vec<u8>, Reason> {
-        if jws.len() > options.max_token_len() {
+        let limits = options.limits();
+        if jws.len() > limits.token {
             return Err(Reason::TooLong);
         }
         let mut findings = Vec::new();
@@ -191,7 +200,7 @@ impl KeySet {
         if !parts.exact {
             findings.push(Tolerance::EmptySegments);
         }
-        let header = Header::parse(parts.header, &mut findings)?;
+        let header = Header::parse(parts.header, limits, &mut findings)?;
         let payload =
             base64url::decode(parts.payload, &mut findings).ok_or(Reason::PayloadBase64)?;
         let signature =

@@ -45,7 +45,7 @@ pub use cache::{MAX_CACHE_BYTES, MAX_CACHE_SECONDS, MAX_CACHED_TOKENS};
 pub use effects::Effects;
 pub use jwt_svid::{AuthorityProblem, JwtSvid, JwtSvidError, JwtSvidVerifier, UnusableAuthority};
 pub use key_set::{KeyProblem, KeySet, KeySetError, MAX_KEY_SET_LEN, MAX_KEYS, SkippedKey};
-pub use options::{MAX_TOKEN_LEN, TokenOptions, Tolerance};
+pub use options::{MAX_TOKEN_LEN, TokenLimits, TokenOptions, Tolerance};
 pub use provider::JSONWEBTOKEN_ON_RING;
 pub use refresh::{Fetched, KeyRefresh, KeyState, RefreshPolicy};
 pub use refusal::{Reason, Refusal, StringClaim, TimeClaim};

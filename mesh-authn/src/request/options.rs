@@ -1,7 +1,8 @@
 //! What is tolerated: Istio's answers by name, stricter ones by default.
 
-use std::collections::BTreeSet;
 use std::fmt;
+
+use super::json;
 
 /// One thing that Envoy accepts and that we refuse unless told otherwise.
 ///
@@ -57,6 +58,12 @@ pub enum Tolerance {
 }
 
 impl Tolerance {
+    /// Its bit in a set of them.
+    #[expect(clippy::as_conversions, reason = "the number of a variant; there are 18")]
+    const fn bit(self) -> u32 {
+        1 << (self as u32)
+    }
+
     /// Every tolerance, in alphabetical order.
     pub const ALL: [Self; 18] = [
         Self::AlgorithmMismatch,
@@ -84,6 +91,61 @@ impl Tolerance {
 /// no token that it accepts is longer.
 pub const MAX_TOKEN_LEN: usize = 64 * 1024;
 
+/// How large a token may be before anything is done with it ([SEC-JWT-12], [SEC-JWT-3]).
+///
+/// The default is what a service needs: a token of 8 KiB, a header part of 2 KiB, a `kid` of 256
+/// bytes, 64 levels of JSON. [`TokenLimits::ENVOY`] is what Envoy bears.
+///
+/// # Examples
+///
+/// ```
+/// use mesh_authn::request::{TokenLimits, TokenOptions};
+///
+/// let mut limits = TokenLimits::default();
+/// limits.token = 16 * 1024;
+/// let options = TokenOptions::strict().with_limits(limits);
+/// assert_eq!(options.limits(), limits);
+/// ```
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct TokenLimits {
+    /// Bytes of the whole token.
+    pub token: usize,
+    /// Bytes of the header's part, as it is in the token.
+    pub header: usize,
+    /// Bytes of the header's `kid`.
+    pub kid: usize,
+    /// Levels of header and payload, the outermost object counted.
+    pub depth: usize,
+}
+
+impl TokenLimits {
+    /// No token that Envoy accepts is larger; nothing may be set above it.
+    pub const ENVOY: Self = Self {
+        token: MAX_TOKEN_LEN,
+        header: MAX_TOKEN_LEN,
+        kid: MAX_TOKEN_LEN,
+        depth: json::ENVOY_DEPTH,
+    };
+
+    /// Each at most what Envoy bears.
+    fn bounded(self) -> Self {
+        let Self { token, header, kid, depth } = self;
+        Self {
+            token: token.min(Self::ENVOY.token),
+            header: header.min(Self::ENVOY.header),
+            kid: kid.min(Self::ENVOY.kid),
+            depth: depth.min(Self::ENVOY.depth),
+        }
+    }
+}
+
+impl Default for TokenLimits {
+    fn default() -> Self {
+        Self { token: 8 * 1024, header: 2 * 1024, kid: 256, depth: json::DEPTH }
+    }
+}
+
 /// How tokens are judged.
 ///
 /// # Examples
@@ -98,55 +160,58 @@ pub const MAX_TOKEN_LEN: usize = 64 * 1024;
 /// ```
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TokenOptions {
-    tolerated: BTreeSet<Tolerance>,
-    max_token_len: usize,
+    /// A bit for each that is tolerated.
+    tolerated: u32,
+    limits: TokenLimits,
 }
 
 impl TokenOptions {
     /// Istio's answers, byte for byte.
     #[must_use]
     pub fn istio() -> Self {
-        Self { tolerated: Tolerance::ALL.into(), max_token_len: MAX_TOKEN_LEN }
+        let every = Tolerance::ALL.into_iter().fold(0, |set, one| set | one.bit());
+        Self { tolerated: every, limits: TokenLimits::ENVOY }
     }
 
     /// Refuses everything that Istio tolerates by accident. Tokens without `exp` still pass: refuse
     /// [`Tolerance::NoExpiry`] where every issuer sets it.
     #[must_use]
     pub fn strict() -> Self {
-        Self { tolerated: [Tolerance::NoExpiry].into(), max_token_len: MAX_TOKEN_LEN }
+        Self { tolerated: Tolerance::NoExpiry.bit(), limits: TokenLimits::ENVOY }
     }
 
     /// Accepts one more thing that Istio accepts.
     #[must_use]
     pub fn tolerate(mut self, tolerance: Tolerance) -> Self {
-        self.tolerated.insert(tolerance);
+        self.tolerated |= tolerance.bit();
         self
     }
 
     /// Refuses one more thing that Istio accepts.
     #[must_use]
     pub fn refuse(mut self, tolerance: Tolerance) -> Self {
-        self.tolerated.remove(&tolerance);
+        self.tolerated &= !tolerance.bit();
         self
     }
 
-    /// Refuses tokens longer than this, at most [`MAX_TOKEN_LEN`] ([SEC-JWT-12]).
+    /// Refuses tokens that are larger, also beside one that is accepted ([SEC-JWT-12]). Without it
+    /// [`TokenLimits::ENVOY`] holds, which is also the most that can be asked for.
     #[must_use]
-    pub fn with_max_token_len(mut self, bytes: usize) -> Self {
-        self.max_token_len = bytes.min(MAX_TOKEN_LEN);
+    pub fn with_limits(mut self, limits: TokenLimits) -> Self {
+        self.limits = limits.bounded();
         self
     }
 
     /// Whether this is tolerated.
     #[must_use]
     pub fn tolerates(&self, tolerance: Tolerance) -> bool {
-        self.tolerated.contains(&tolerance)
+        self.tolerated & tolerance.bit() != 0
     }
 
-    /// The longest token that is looked at, in bytes.
+    /// How large a token may be.
     #[must_use]
-    pub fn max_token_len(&self) -> usize {
-        self.max_token_len
+    pub fn limits(&self) -> TokenLimits {
+        self.limits
     }
 
     /// The first finding that is not tolerated.

@@ -51,7 +51,9 @@ pub enum Reason {
     SignatureBase64,
     /// An Ed25519 signature is not 64 bytes.
     SignatureLength,
-    /// The token is longer than the options allow.
+    /// The token is nested deeper than the options allow.
+    TooDeep,
+    /// The token, its header or its key id is longer than the options allow.
     TooLong,
     /// No rule that looks at this place names the token's issuer.
     UnknownIssuer,
@@ -121,6 +123,7 @@ impl Reason {
             Self::Signature => "Jwt verification fails",
             Self::SignatureBase64 => "Jwt signature is an invalid Base64url encoded",
             Self::SignatureLength => "Jwt ED25519 signature is wrong length",
+            Self::TooDeep => "Jwt is nested too deep",
             Self::TooLong => "Jwt is too long",
             Self::UnknownIssuer => "Jwt issuer is not configured",
         }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::base64url;
 use super::json;
-use super::options::Tolerance;
+use super::options::{TokenLimits, Tolerance};
 use super::refusal::{Reason, StringClaim, TimeClaim};
 
 /// A token whose form is right. Nobody has looked at its signature.
@@ -176,28 +176,43 @@ pub(super) struct KnownHeader {
 }
 
 impl Header {
-    pub(super) fn parse(part: &[u8], findings: &mut Vec<Tolerance>) -> Result<Self, Reason> {
+    pub(super) fn parse(
+        part: &[u8],
+        limits: TokenLimits,
+        findings: &mut Vec<Tolerance>,
+    ) -> Result<Self, Reason> {
+        if part.len() > limits.header {
+            return Err(Reason::TooLong);
+        }
         let text = base64url::decode(part, findings).ok_or(Reason::HeaderBase64)?;
-        let mut object = json::parse_object(&text).ok_or(Reason::HeaderJson)?.members;
-        let Some(Value::String(algorithm)) = object.get("alg") else {
+        let mut header = object(&text, limits, Reason::HeaderJson)?.members;
+        let Some(Value::String(algorithm)) = header.get("alg") else {
             return Err(Reason::AlgorithmMissing);
         };
         let algorithm = Algorithm::parse(algorithm).ok_or(Reason::AlgorithmUnknown)?;
-        let kid = match object.remove("kid") {
+        let kid = match header.remove("kid") {
             None => None,
+            Some(Value::String(kid)) if kid.len() > limits.kid => return Err(Reason::TooLong),
             Some(Value::String(kid)) => Some(kid),
             Some(_) => return Err(Reason::KidType),
         };
-        if object.contains_key("crit") || object.contains_key("b64") {
+        if header.contains_key("crit") || header.contains_key("b64") {
             findings.push(Tolerance::CriticalHeader);
         }
-        Ok(Self { algorithm, kid, typ: object.remove("typ") })
+        Ok(Self { algorithm, kid, typ: header.remove("typ") })
     }
 }
 
 impl<'t> ParsedToken<'t> {
     /// The first problem wins; the order is Envoy's.
-    pub(super) fn parse(token: &'t [u8], known: Option<&KnownHeader>) -> Result<Self, Reason> {
+    pub(super) fn parse(
+        token: &'t [u8],
+        limits: TokenLimits,
+        known: Option<&KnownHeader>,
+    ) -> Result<Self, Reason> {
+        if token.len() > limits.token {
+            return Err(Reason::TooLong);
+        }
         let mut findings = Vec::new();
         let parts = Parts::split(token).ok_or(Reason::Parts)?;
         if !parts.exact {
@@ -205,32 +220,31 @@ impl<'t> ParsedToken<'t> {
         }
         let header = match known {
             Some(known) if *known.part == *parts.header => Arc::clone(&known.header),
-            Some(_) | None => Arc::new(Header::parse(parts.header, &mut findings)?),
+            Some(_) | None => Arc::new(Header::parse(parts.header, limits, &mut findings)?),
         };
         let mut buffer = [0; PAYLOAD_BUFFER];
         let payload = base64url::decode_in(&mut buffer, parts.payload, &mut findings)
             .ok_or(Reason::PayloadBase64)?;
-        let json::Object { members: object, memory } =
-            json::parse_object(&payload).ok_or(Reason::PayloadJson)?;
+        let json::Object { members, memory } = object(&payload, limits, Reason::PayloadJson)?;
         if payload.trim_ascii() == b"null" {
             findings.push(Tolerance::NullPayload);
         }
-        string(&object, StringClaim::Issuer)?;
-        string(&object, StringClaim::Subject)?;
-        time(&object, TimeClaim::IssuedAt)?;
-        let not_before = time(&object, TimeClaim::NotBefore)?.unwrap_or(0);
-        let expires = time(&object, TimeClaim::Expires)?.unwrap_or(0);
+        string(&members, StringClaim::Issuer)?;
+        string(&members, StringClaim::Subject)?;
+        time(&members, TimeClaim::IssuedAt)?;
+        let not_before = time(&members, TimeClaim::NotBefore)?.unwrap_or(0);
+        let expires = time(&members, TimeClaim::Expires)?.unwrap_or(0);
         if expires == 0 {
             findings.push(Tolerance::NoExpiry);
         }
-        string(&object, StringClaim::TokenId)?;
-        let audiences = audiences(&object)?;
+        string(&members, StringClaim::TokenId)?;
+        let audiences = audiences(&members)?;
         let signature =
             base64url::decode(parts.signature, &mut findings).ok_or(Reason::SignatureBase64)?;
         Ok(Self {
             header,
             header_part: parts.header,
-            claims: Claims::new(object),
+            claims: Claims::new(members),
             claims_memory: memory,
             times: Times { not_before, expires },
             audiences,
@@ -245,6 +259,14 @@ impl<'t> ParsedToken<'t> {
     pub(super) fn known_header(&self) -> KnownHeader {
         KnownHeader { part: self.header_part.into(), header: Arc::clone(&self.header) }
     }
+}
+
+/// Reads a part's JSON. What Envoy would not read either is refused in its words.
+fn object(text: &[u8], limits: TokenLimits, not_json: Reason) -> Result<json::Object, Reason> {
+    json::parse_object(text, limits.depth).map_err(|unread| match unread {
+        json::Unread::TooDeep if limits.depth < TokenLimits::ENVOY.depth => Reason::TooDeep,
+        json::Unread::TooDeep | json::Unread::NotAnObject => not_json,
+    })
 }
 
 fn string(claims: &Map<String, Value>, claim: StringClaim) -> Result<(), Reason> {

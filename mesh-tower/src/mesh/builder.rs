@@ -6,7 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderName, Response};
-use mesh_authn::request::{KeySets, TokenOptions};
+use mesh_authn::request::{KeySets, TokenLimits, TokenOptions};
 use mesh_authz::{PathNormalization, Semantics, XffTrust};
 use mesh_identity::{BundleSet, MeshSettings, Workload, X509Svid};
 use rustls::crypto::CryptoProvider;
@@ -28,9 +28,6 @@ use crate::settings::HttpSettings;
 use crate::snapshot::{Inputs, Snapshot};
 use crate::source::{Identity, IdentitySource, IdentityUpdate, Lacking};
 use crate::xfcc::ForwardClientCert;
-
-/// Longest token by default, in bytes: half of what a request's head may hold ([SEC-JWT-12]).
-const DEFAULT_TOKEN_LEN: usize = 8 * 1024;
 
 /// Settings of a [`Mesh`] before it has identity and policies. The defaults are the strict ones.
 #[derive(Clone, Debug)]
@@ -59,7 +56,7 @@ impl MeshBuilder {
             workload,
             settings,
             semantics: Semantics::strict(),
-            tokens: TokenOptions::strict().with_max_token_len(DEFAULT_TOKEN_LEN),
+            tokens: TokenOptions::strict().with_limits(TokenLimits::default()),
             paths: PathNormalization::Base,
             forwarded: XffTrust::Nobody,
             clock: Arc::new(SystemClock),
@@ -80,8 +77,8 @@ impl MeshBuilder {
         self
     }
 
-    /// Which tolerances tokens get, and how long one may be: by default none, and 8 KiB
-    /// ([SEC-JWT-12]).
+    /// Which tolerances tokens get, and how large one may be: by default strict ones, and
+    /// [`TokenLimits::default`], 8 KiB ([SEC-JWT-12]).
     pub fn token_options(mut self, tokens: TokenOptions) -> Self {
         self.tokens = tokens;
         self
