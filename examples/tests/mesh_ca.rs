@@ -5,9 +5,15 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mesh_tower::identity::{TrustBundle, X509Svid};
-use serde_json::Value;
+use mesh_tower::{Clock as _, IdentitySource as _, IdentityUpdate, IstioCa, SystemClock};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use serde_json::{Value, json};
 
 const ID: &str = "spiffe://shop.example/ns/shop/sa/cart";
 
@@ -242,4 +248,73 @@ async fn sec_ca_8_the_program_serves() {
     Command::new("kill").arg(&pid).status().expect("kill runs");
     assert!(served.0.wait().expect("it ends").success());
     assert!(!Path::new(&socket).exists());
+}
+
+/// A cluster's key for service account tokens.
+struct Cluster(EcdsaKeyPair);
+
+impl Cluster {
+    const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+
+    fn new() -> Self {
+        let (signing, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
+        let key = EcdsaKeyPair::generate_pkcs8(signing, &random).expect("a key");
+        Self(EcdsaKeyPair::from_pkcs8(signing, key.as_ref(), &random).expect("a key"))
+    }
+
+    fn jwks(&self) -> String {
+        let (x, y) = self.0.public_key().as_ref()[1..].split_at(32);
+        let [x, y] = [x, y].map(|half| URL_SAFE_NO_PAD.encode(half));
+        let key = json!({ "kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y });
+        json!({ "keys": [key] }).to_string()
+    }
+
+    fn token(&self) -> String {
+        let now = SystemClock.now().as_secs();
+        let claims = json!({
+            "iss": Self::ISSUER, "aud": ["istio-ca"], "exp": now + 3600,
+            "sub": "system:serviceaccount:shop:cart",
+            "kubernetes.io": { "namespace": "shop", "serviceaccount": { "name": "cart" } },
+        });
+        let parts = [json!({ "alg": "ES256" }), claims];
+        let signed = parts.map(|part| URL_SAFE_NO_PAD.encode(part.to_string())).join(".");
+        let signature = self.0.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
+    }
+}
+
+/// [SEC-CA-8] The cluster rotates the key of its tokens: the new one is believed, the old one no
+/// longer, and a file that cannot be read changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_ca_8_the_keys_of_callers_tokens_are_followed() {
+    let folder = Folder::new("tokens");
+    let (state, jwks) = (folder.path("ca.json"), folder.path("jwks.json"));
+    let (roots, token) = (folder.path("root-cert.pem"), folder.path("token"));
+    let (old, new) = (Cluster::new(), Cluster::new());
+    let authority = ["--trust-domain", "shop.example", "--state", &state];
+    fs::write(&roots, good(&[&["bundle"][..], &authority].concat())).expect("written");
+    fs::write(&jwks, old.jwks()).expect("written");
+    let tokens = ["--token-issuer", Cluster::ISSUER, "--token-jwks", &jwks];
+    let served =
+        Served::start(&[&authority[..], &["--istio-listen", "127.0.0.1:0"], &tokens].concat());
+    let address = served.1["istio"].as_str().expect("an address").to_owned();
+    let is_served = async |cluster: &Cluster| {
+        fs::write(&token, cluster.token()).expect("written");
+        let client = IstioCa::new(ID.parse().expect("an id"), &address).expect("an address");
+        let mut source = client.roots_file(&roots).token_file(&token).source();
+        matches!(source.next().await, IdentityUpdate::Identity(_))
+    };
+    assert!(is_served(&old).await);
+    assert!(!is_served(&new).await, "a key of nobody's");
+
+    fs::write(&jwks, "{").expect("written");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(is_served(&old).await, "the keys in force stay");
+    fs::write(&jwks, new.jwks()).expect("written");
+    let begun = Instant::now();
+    while !is_served(&new).await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the new key is never believed");
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    assert!(!is_served(&old).await, "the old key has left the set");
 }
