@@ -24,8 +24,9 @@ pin_project! {
     #[derive(Debug)]
     pub struct RequestBody<B> {
         read_ahead: Option<Bytes>,
-        trailers: Option<HeaderMap>,
-        count: Option<Count>,
+        // Few bodies have either; all of them are moved.
+        trailers: Option<Box<HeaderMap>>,
+        count: Option<Box<Count>>,
         patience: Patience,
         #[pin]
         rest: B,
@@ -79,7 +80,7 @@ impl<B> RequestBody<B> {
     /// A body nobody has read from, whose bytes are counted, and for gRPC its messages.
     pub(crate) fn counted(rest: B, received: Arc<Received>, grpc: bool) -> Self {
         let count = Count { received, messages: grpc.then(Messages::default) };
-        Self { count: Some(count), ..Self::untouched(rest) }
+        Self { count: Some(Box::new(count)), ..Self::untouched(rest) }
     }
 
     /// Fails when its reader has waited for the next piece for so long.
@@ -110,7 +111,7 @@ impl<B: Body<Data = Bytes> + Unpin> RequestBody<B> {
             };
             match frame?.into_data() {
                 Ok(data) => read.extend_from_slice(&data),
-                Err(other) => self.trailers = other.into_trailers().ok(),
+                Err(other) => self.trailers = other.into_trailers().ok().map(Box::new),
             }
         }
         let read = Bytes::from(read);
@@ -137,7 +138,7 @@ where
         let frame = if let Some(data) = this.read_ahead.take() {
             Some(Ok(Frame::data(data)))
         } else if let Some(trailers) = this.trailers.take() {
-            Some(Ok(Frame::trailers(trailers)))
+            Some(Ok(Frame::trailers(*trailers)))
         } else {
             let polled = this.rest.poll_frame(cx);
             if this.patience.has_ended(polled.is_pending(), cx) {
@@ -181,7 +182,7 @@ pin_project! {
         #[pin]
         kind: Kind<B>,
         // Reports the request when the body is gone.
-        record: Option<Record>,
+        record: Option<Box<Record>>,
     }
 }
 
@@ -207,7 +208,7 @@ impl<B> ResponseBody<B> {
     }
 
     /// A body that a record follows to its end.
-    pub(crate) fn recorded(mut self, record: Record) -> Self {
+    pub(crate) fn recorded(mut self, record: Box<Record>) -> Self {
         self.record = Some(record);
         self
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::Response;
@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 
 use crate::body::ResponseBody;
 use crate::record::Record;
-use crate::running::{Cut, Running};
+use crate::running::Cut;
 
 type Answer<R, E> = Result<Response<ResponseBody<R>>, E>;
 
@@ -27,7 +27,7 @@ pin_project! {
     #[project = Projection]
     enum State<F, R, E> {
         /// Admitted: the inner service is answering.
-        Inner { #[pin] future: F, record: Option<Record>, running: Option<Running> },
+        Inner { #[pin] future: F, record: Option<Box<Record>> },
         /// Refused: the answer is here.
         Refused { response: Option<Response<ResponseBody<R>>> },
         /// A policy has to wait for something before the inner service is called.
@@ -36,8 +36,8 @@ pin_project! {
 }
 
 impl<F, R, E> MeshFuture<F, R, E> {
-    pub(crate) fn inner(future: F, record: Record, running: Option<Running>) -> Self {
-        Self { state: State::Inner { future, record: Some(record), running } }
+    pub(crate) fn inner(future: F, record: Box<Record>) -> Self {
+        Self { state: State::Inner { future, record: Some(record) } }
     }
 
     pub(crate) fn refused(response: Response<ResponseBody<R>>) -> Self {
@@ -59,27 +59,25 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            Projection::Inner { future, record, running } => {
-                let response = if running.as_mut().is_some_and(|one| one.poll_cut(cx)) {
-                    let Some(running) = running.take() else { return Poll::Pending };
-                    running.refused()
-                } else {
-                    let poll = match record {
-                        Some(record) => record.place().run(|| future.poll(cx)),
-                        None => future.poll(cx),
-                    };
-                    let response = ready!(poll)?;
-                    match running.take() {
-                        Some(running) => running.answered(response),
-                        None => response.map(|body| ResponseBody::inner(body, Cut::default())),
+            // A future is not polled again after it was ready; if it is, it stays pending.
+            Projection::Inner { future, record: kept } => {
+                let Some(mut record) = kept.take() else { return Poll::Pending };
+                if let Some(running) = record.running.take_if(|one| one.poll_cut(cx)) {
+                    return Poll::Ready(Ok(record.answered(running.refused())));
+                }
+                let response = match record.place().run(|| future.poll(cx)) {
+                    Poll::Ready(response) => response?,
+                    Poll::Pending => {
+                        *kept = Some(record);
+                        return Poll::Pending;
                     }
                 };
-                Poll::Ready(Ok(match record.take() {
-                    Some(record) => record.answered(response),
-                    None => response,
-                }))
+                let response = match record.running.take() {
+                    Some(running) => running.answered(response),
+                    None => response.map(|body| ResponseBody::inner(body, Cut::default())),
+                };
+                Poll::Ready(Ok(record.answered(response)))
             }
-            // A future is not polled again after it was ready; if it is, it stays pending.
             Projection::Refused { response } => {
                 response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
             }

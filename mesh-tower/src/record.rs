@@ -24,12 +24,14 @@ use crate::mesh::Mesh;
 use crate::observe::{AccessEntry, DecisionEvent};
 use crate::refuse::RequestKind;
 use crate::resource::Resource;
+use crate::running::Running;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Amounts, Flag, Outcome, Telemetry};
 use crate::trace;
 
 /// Follows one request from its head to the end of its answer; what is known then is reported when
-/// it is dropped. Without an access log it allocates nothing.
+/// it is dropped. It is in a box, which is all that it allocates without an access log: it goes
+/// from the request to its answer and on to the answer's body.
 #[derive(Debug)]
 pub(crate) struct Record {
     mesh: Mesh,
@@ -49,6 +51,8 @@ pub(crate) struct Record {
     rego_revision: Option<Arc<str>>,
     /// Around the request until its answer has gone; disabled where nobody traces.
     place: trace::Place,
+    /// What judges the request again, from its admission to the head of its answer.
+    pub(crate) running: Option<Running>,
 }
 
 /// What is known of the request's body.
@@ -80,7 +84,7 @@ impl Record {
         mesh: &Mesh,
         parts: &mut Parts,
         body: B,
-    ) -> (Self, RequestBody<B>) {
+    ) -> (Box<Self>, RequestBody<B>) {
         let place = trace::inbound(&parts.headers, parts.method.as_str());
         if let Some(context) = place.context() {
             parts.extensions.insert(context.clone());
@@ -97,7 +101,7 @@ impl Record {
         };
         // Messages of a gRPC stream may be as far apart as they like.
         let body = body.patient_for(mesh.limits().request_body.filter(|_| !grpc));
-        let mut record = Self {
+        let mut record = Box::new(Self {
             now: mesh.clock().now(),
             mesh: mesh.clone(),
             begun: monotonic(),
@@ -111,7 +115,8 @@ impl Record {
             explanation: None,
             rego_revision: None,
             place,
-        };
+            running: None,
+        });
         if mesh.logs().wants_access(mesh.observer()) {
             record.target = Some(parts.uri.clone());
             if mesh.logs().samples_access(mesh.observer()) {
@@ -215,7 +220,7 @@ impl Record {
 
     /// Takes note of the answer's head and follows its body.
     pub(crate) fn answered<B: Body>(
-        mut self,
+        mut self: Box<Self>,
         response: Response<ResponseBody<B>>,
     ) -> Response<ResponseBody<B>>
     where
@@ -224,7 +229,9 @@ impl Record {
         let status = response.status();
         self.answer.code = status.as_u16();
         self.place.span().record("http.response.status_code", status.as_u16());
-        self.answer.grpc_status = grpc_status(response.headers());
+        if self.grpc {
+            self.answer.grpc_status = grpc_status(response.headers());
+        }
         // hyper sends no body with these and does not ask for one.
         let none = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let is_over = response.body().is_end_stream() || none || status.is_informational();

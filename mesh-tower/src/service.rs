@@ -104,7 +104,7 @@ impl<S> MeshService<S> {
                 record.decided(&snapshot, &parts, true, "open_path", None, None);
                 let request = Request::from_parts(parts, body);
                 let answering = record.place().run(|| self.inner.call(request));
-                return MeshFuture::inner(answering, record, None);
+                return MeshFuture::inner(answering, record);
             }
             Err(refusal) => {
                 record.decided(&snapshot, &parts, false, &refusal.detail, None, None);
@@ -127,7 +127,7 @@ impl<S> MeshService<S> {
             return MeshFuture::asking(Box::pin(asked.ask(custom, inner)));
         }
 
-        let mut running = Running::begin(&self.mesh, &snapshot, &parts, &arrived, kind);
+        record.running = Running::begin(&self.mesh, &snapshot, &parts, &arrived, kind);
         let admitted = match fail_closed(|| guard::admit(&snapshot, &mut parts, arrived, now)) {
             Ok(admitted) => admitted,
             Err(refusal) => {
@@ -135,7 +135,7 @@ impl<S> MeshService<S> {
                 return MeshFuture::refused(answer(refusal, kind, &parts, record));
             }
         };
-        if let Some(running) = &mut running {
+        if let Some(running) = &mut record.running {
             running.admitted(admitted.token.as_ref(), &body);
         }
         if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &mut record) {
@@ -143,7 +143,7 @@ impl<S> MeshService<S> {
         }
         let request = Request::from_parts(parts, body);
         let answering = record.place().run(|| self.inner.call(request));
-        MeshFuture::inner(answering, record, running)
+        MeshFuture::inner(answering, record)
     }
 }
 
@@ -183,12 +183,13 @@ fn answer<R>(
     refusal: Refusal,
     kind: RequestKind,
     parts: &Parts,
-    record: Record,
+    mut record: Box<Record>,
 ) -> Response<ResponseBody<R>>
 where
     R: Body<Data = Bytes>,
     R::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    record.running = None;
     let response =
         own_answer(&refusal, kind, parts, record.mesh()).unwrap_or_else(|| refusal.response(kind));
     record.answered(response)
@@ -238,7 +239,7 @@ struct Asked<B> {
     parts: Parts,
     body: RequestBody<B>,
     arrived: Arrived,
-    record: Record,
+    record: Box<Record>,
     kind: RequestKind,
     limits: Limits,
 }
@@ -261,7 +262,7 @@ where
         let mut changes = Changes::default();
         let judged = self.judge(custom, &mut changes).await;
         self.record.asked(changes.rego_revision.take());
-        let (mut admitted, mut running) = match judged {
+        let mut admitted = match judged {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 let (detail, decision) = (refusal.detail.as_str(), refusal.decision.as_deref());
@@ -271,7 +272,7 @@ where
         };
         admitted.metadata = changes.metadata;
         let Self { snapshot, mut parts, body, mut record, kind, .. } = self;
-        if let Some(running) = &mut running {
+        if let Some(running) = &mut record.running {
             running.admitted(admitted.token.as_ref(), &body);
         }
         if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &mut record) {
@@ -281,7 +282,7 @@ where
         let place = record.place().clone();
         let answering = place.run(|| inner.call(request));
         let answering = place.follow(answering);
-        let mut response = match running {
+        let mut response = match record.running.take() {
             None => answering.await?.map(|body| ResponseBody::inner(body, Cut::default())),
             Some(mut running) => tokio::select! {
                 response = answering => running.answered(response?),
@@ -299,7 +300,7 @@ where
         &mut self,
         custom: Option<Custom>,
         changes: &mut Changes,
-    ) -> Result<(Admitted, Option<Running>), Refusal> {
+    ) -> Result<Admitted, Refusal> {
         let Self { snapshot, parts, body, arrived, record, kind, limits } = self;
         let now = record.now();
         if let Some(custom) = custom {
@@ -307,13 +308,13 @@ where
             custom.ask(snapshot, parts, arrived, body, context, changes).await?;
         }
         let arrived = arrived.clone();
-        let running = Running::begin(record.mesh(), snapshot, parts, &arrived, *kind);
+        record.running = Running::begin(record.mesh(), snapshot, parts, &arrived, *kind);
         let admitted = fail_closed(|| guard::admit(snapshot, parts, arrived, now))?;
         #[cfg(feature = "rego")]
         if let Some(stage) = snapshot.rego.clone() {
             let context = Context { now, limits, own_id: snapshot.svid.id() };
             stage.ask(parts, &admitted, body, context, changes).await?;
         }
-        Ok((admitted, running))
+        Ok(admitted)
     }
 }
