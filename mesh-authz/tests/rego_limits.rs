@@ -275,13 +275,20 @@ fn sec_rego_4_work_that_instructions_do_not_count_ends_too() {
         ("members", format!("{many} s in data.list")),
         ("signatures", format!("{many} io.jwt.verify_es256(data.token, data.jwk)")),
         ("large data", format!("{many} data.list == data.same")),
+        ("keys of data", format!("{many} data.names[s] == i")),
+        ("long keys of data", format!("{many} data.names[s] == i")),
+        ("a large key in data", format!("{pair} count([1 | {many} not data.names[x40]]) == 1")),
+        ("a large key of it", format!("{pair} count([1 | {many} not data.names[s][x40]]) == 1")),
     ] {
         let module = format!(
             "package envoy.authz\nallow if {{\ninput.parsed_path[0] == \"slow\"\n\
             s := input.attributes.request.http.headers[\"x-long\"]\n{body}\n}}\nat(map, key) := map[key]"
         );
         let list: Vec<String> = (0..5_000).map(|at| format!("entry {at}")).collect();
-        let data = json!({"list": list, "same": list, "token": TOKEN, "jwk": JWK});
+        let length = if what == "long keys of data" { 7_990 } else { 250 };
+        let names = (0..1_000).map(|at| (format!("{}{at}", "x".repeat(length)), at.into()));
+        let names: serde_json::Map<_, _> = names.collect();
+        let data = json!({"list": list, "same": list, "token": TOKEN, "jwk": JWK, "names": names});
         let mut headers = HeaderMap::new();
         headers.insert("x-long", HeaderValue::from_str(&"x".repeat(8_000)).unwrap());
         let input = RegoInput::builder("GET", "/slow", &headers).build();

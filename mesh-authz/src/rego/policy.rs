@@ -364,7 +364,7 @@ fn load(
     let program =
         Compiler::compile_from_policy_with_host_await(&policy, &[&query], &host_functions);
     let program = Arc::unwrap_or_clone(program.map_err(|error| refused(&error.to_string()))?);
-    let program = harden(program, builtin_errors)?;
+    let program = harden(program, builtin_errors, data.as_ref())?;
 
     let data = data_document(data)?;
     program.check_rule_data_conflicts(&data).map_err(|_conflict| RegoLoadError::Data {

@@ -43,10 +43,15 @@ impl Pass {
             Instruction::Contains { collection, value, .. } => {
                 self.weigh(at, "_weigh_in", &[collection, value])
             }
+            Instruction::Index { container, .. } if self.is_data(container) => Ok(()),
             Instruction::Index { key, .. } => self.weigh_each(at, &[key]),
             Instruction::ChainedIndex { params_index } => {
                 let params = data.chained_index_params.get(usize::from(params_index));
-                let keys = registers(&params.ok_or_else(missing)?.path_components);
+                let params = params.ok_or_else(missing)?;
+                if self.is_data(params.root) {
+                    return Ok(());
+                }
+                let keys = registers(&params.path_components);
                 self.weigh_each(at, &keys)
             }
             Instruction::VirtualDataDocumentLookup { params_index } => {
@@ -135,6 +140,11 @@ impl Pass {
             ) => true,
             _ => false,
         }
+    }
+
+    /// Whether the register was just loaded with the data document, in which nothing is dear to find.
+    fn is_data(&self, register: u8) -> bool {
+        self.short_keys && matches!(self.origin(register), Some(Instruction::LoadData { .. }))
     }
 
     /// Whether the register was just loaded with a few values without parts: comparing with them

@@ -15,7 +15,7 @@
 //! | a key given twice | keep the last value | a second, different value ends evaluation |
 //! | the end of a body | take undefined for success and skip `else` | a guard fails it |
 //! | several values of a rule | be undefined, or be the last | its definitions collect sets, which must agree |
-//! | comparisons, lookups, literals | take as long as their values are large | a call beside each charges for it |
+//! | comparisons, lookups, literals | take as long as their values are large | a call beside each charges for it; not for lookups in data with short keys |
 //!
 //! The cases are pinned by tests against regorus' interpreter, so that a new version of regorus
 //! cannot change them unseen.
@@ -38,13 +38,42 @@ use super::policy::BuiltinErrors;
 const SCRATCH_REGISTERS: u8 = 2;
 
 /// Rewrites a program and links its builtins.
-pub(super) fn harden(program: Program, errors: BuiltinErrors) -> Result<Program, RegoLoadError> {
-    let mut pass = Pass::new(program)?;
+pub(super) fn harden(
+    program: Program,
+    errors: BuiltinErrors,
+    data: Option<&serde_json::Value>,
+) -> Result<Program, RegoLoadError> {
+    let mut pass = Pass::new(program, data.is_none_or(has_short_keys))?;
     pass.rewrite()?;
     pass.trim_registers();
     pass.relocate()?;
     pass.split_rules()?;
     pass.finish(errors)
+}
+
+/// The longest key, in bytes, that comparing with is no work worth counting.
+const SHORT_KEY: usize = 256;
+
+/// Whether looking for anything in the document, however large, costs about an instruction: keys are
+/// texts, and comparing two texts ends with the shorter one, any other pair at once.
+fn has_short_keys(data: &serde_json::Value) -> bool {
+    let mut pending = vec![data];
+    while let Some(value) = pending.pop() {
+        match value {
+            serde_json::Value::Array(items) => pending.extend(items),
+            serde_json::Value::Object(members) => {
+                if members.keys().any(|key| key.len() > SHORT_KEY) {
+                    return false;
+                }
+                pending.extend(members.values());
+            }
+            serde_json::Value::Null
+            | serde_json::Value::Bool(_)
+            | serde_json::Value::Number(_)
+            | serde_json::Value::String(_) => {}
+        }
+    }
+    true
 }
 
 fn broken(message: &str) -> RegoLoadError {
@@ -72,10 +101,12 @@ struct Pass {
     old_loops: usize,
     /// New instructions whose targets are still old ones.
     to_relocate: Vec<usize>,
+    /// Whether the data document has [short keys](has_short_keys) only.
+    short_keys: bool,
 }
 
 impl Pass {
-    fn new(mut program: Program) -> Result<Self, RegoLoadError> {
+    fn new(mut program: Program, short_keys: bool) -> Result<Self, RegoLoadError> {
         let old = std::mem::take(&mut program.instructions);
         let rule_of = owners(&program, &old)?;
         let split =
@@ -97,6 +128,7 @@ impl Pass {
             scratch,
             old_loops,
             to_relocate: Vec::new(),
+            short_keys,
         })
     }
 
