@@ -5,6 +5,7 @@
     reason = "the input is made here; a mistake in it must stop the measurement"
 )]
 
+pub mod files;
 pub mod service;
 
 use std::net::{IpAddr, SocketAddr};

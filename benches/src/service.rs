@@ -34,12 +34,31 @@ const POLICIES: usize = 20;
 /// The last ALLOW policy is the one that admits; a DENY stands among them.
 #[must_use]
 pub fn policies() -> Policies {
+    Policies::read([("policies.yaml", policy_text().as_str())], "shop").unwrap()
+}
+
+/// [`policies`], and mutual TLS demanded.
+#[must_use]
+pub fn strict_policies() -> Policies {
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+                  metadata: {name: strict, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n";
+    Policies::read([("policies.yaml", policy_text().as_str()), ("strict.yaml", strict)], "shop")
+        .unwrap()
+}
+
+/// The issuer's key, as the mesh knows it.
+#[must_use]
+pub fn key_set() -> String {
     let key = URL_SAFE_NO_PAD.encode(SECRET);
+    format!("{{\"keys\":[{{\"kty\":\"oct\",\"kid\":\"k\",\"alg\":\"HS256\",\"k\":\"{key}\"}}]}}")
+}
+
+fn policy_text() -> String {
     let tokens = format!(
         "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\n\
          metadata: {{name: tokens, namespace: shop}}\n\
-         spec: {{jwtRules: [{{issuer: issuer, jwks: '{{\"keys\":[{{\"kty\":\"oct\",\"kid\":\"k\",\
-         \"alg\":\"HS256\",\"k\":\"{key}\"}}]}}'}}]}}\n"
+         spec: {{jwtRules: [{{issuer: issuer, jwks: '{}'}}]}}\n",
+        key_set()
     );
     let policies = (1..=POLICIES).map(|at| {
         let action = if at % 5 == 0 && at != POLICIES { "DENY" } else { "ALLOW" };
@@ -51,8 +70,7 @@ pub fn policies() -> Policies {
              \x20   to: [{{operation: {{methods: [GET], paths: ['/service-{at}/*']}}}}]\n"
         )
     });
-    let text = tokens + &policies.collect::<String>();
-    Policies::read([("policies.yaml", text.as_str())], "shop").unwrap()
+    tokens + &policies.collect::<String>()
 }
 
 /// The bare service.
@@ -100,6 +118,12 @@ impl World {
         let hour = Duration::from_secs(3600);
         let id = Self::id(account);
         Arc::new(self.authority.issue_svid(&id, hour, SystemClock.now()).unwrap())
+    }
+
+    /// The root certificate, in PEM.
+    #[must_use]
+    pub fn root_pem(&self) -> String {
+        self.authority.certificate_pem()
     }
 
     /// A mesh of the workload `account`.
