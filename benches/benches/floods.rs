@@ -391,11 +391,11 @@ impl Slow {
 /// Sends the beginning, then a byte a second, until the server closes; tells when it did.
 async fn starve(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    begin: &str,
+    first: &str,
     drip: &[u8],
 ) -> Duration {
     let begun = Instant::now();
-    stream.write_all(begin.as_bytes()).await.unwrap();
+    stream.write_all(first.as_bytes()).await.unwrap();
     stream.flush().await.unwrap();
     let mut drip = drip.iter();
     let mut read = [0; 1024];
