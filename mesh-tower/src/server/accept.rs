@@ -14,6 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::handshakes::Handshakes;
 use super::life::Life;
+use super::pace::Pace;
 use super::proxy_protocol::{Source, read_header};
 use super::server::Options;
 use super::stream::ServerStream;
@@ -43,6 +44,7 @@ pub(crate) struct Accepted {
 pub(crate) struct Acceptor {
     mesh: Mesh,
     handshakes: Handshakes,
+    pace: Pace,
     options: Arc<Options>,
     stopped: watch::Receiver<bool>,
 }
@@ -109,7 +111,7 @@ impl Acceptor {
     /// `stopped` resolves when the server stops; every connection holds a clone until it is gone.
     pub(super) fn new(mesh: Mesh, options: Options, stopped: watch::Receiver<bool>) -> Self {
         let handshakes = Handshakes::new(mesh.limits().handshakes);
-        Self { mesh, handshakes, options: Arc::new(options), stopped }
+        Self { mesh, handshakes, pace: Pace::new(), options: Arc::new(options), stopped }
     }
 
     /// Takes a socket to the end of its handshake, within the deadline ([SEC-TLS-14]).
@@ -146,7 +148,7 @@ impl Acceptor {
         let local = self.options.destination.unwrap_or(local);
         let handshake = async {
             let peer = self.client(&mut stream, peer).await?;
-            shake_hands(stream, (peer, local), &snapshot, &self.mesh).await
+            shake_hands(stream, (peer, local), &snapshot, &self.mesh, &self.pace).await
         };
         let (stream, info) = tokio::select! {
             done = timeout(self.mesh.limits().handshake, handshake) => {
@@ -185,6 +187,7 @@ async fn shake_hands(
     (peer, local): (SocketAddr, SocketAddr),
     snapshot: &Snapshot,
     mesh: &Mesh,
+    pace: &Pace,
 ) -> Result<(ServerStream, ConnectionInfo), AcceptError> {
     let (clock, grace) = (mesh.clock(), mesh.limits().expiry_grace);
     let mode = snapshot.modes.mode(local.port());
@@ -208,7 +211,7 @@ async fn shake_hands(
     snapshot.check_own_identity(clock.now())?;
     let tls = &snapshot.server_tls;
     let handshake = TlsAcceptor::from(tls.config()).accept(stream).into_fallible();
-    let stream = match handshake.await {
+    let stream = match pace.run(handshake).await {
         Ok(stream) => stream,
         Err((error, stream)) => {
             let_the_alert_arrive(stream).await;

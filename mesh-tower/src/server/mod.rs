@@ -12,6 +12,7 @@ mod limits;
 mod listen;
 #[cfg(feature = "axum")]
 mod listener;
+mod pace;
 mod proxy_protocol;
 mod requests;
 mod rewind;
