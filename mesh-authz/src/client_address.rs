@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 use mesh_identity::SpiffeId;
 
 use crate::facts::PeerIdentity;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The most `X-Forwarded-For` entries that are looked at, from the right. A header list of 16 KiB
 /// holds more, but no chain of trusted proxies is that long.
@@ -128,7 +130,7 @@ pub fn client_address(
         XffTrust::Nobody => (0, false),
         XffTrust::Proxies(proxies) => (proxies.hops, proxies.contain(source, peer)),
     };
-    let has_claim = headers.contains_key("x-forwarded-for");
+    let has_claim = headers.contains_key(FORWARDED_FOR);
     if !is_trusted {
         return ClientAddress { ip: source, is_claim_untrusted: has_claim };
     }
@@ -139,7 +141,7 @@ pub fn client_address(
 /// [SEM-AUTHZ-34] All lines joined with `,`; an entry is trimmed and must be a bare address. Empty
 /// lines do not count, as Envoy joins no empty value.
 fn entry_from_the_right(headers: &HeaderMap, skip: usize) -> Option<IpAddr> {
-    let lines = headers.get_all("x-forwarded-for").iter().rev();
+    let lines = headers.get_all(FORWARDED_FOR).iter().rev();
     let lines = lines.filter(|line| !line.is_empty());
     let mut entries = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     let entry = entries.nth(skip.min(MAX_TRUSTED_HOPS))?;

@@ -1,6 +1,7 @@
 //! What a policy set says about a request, and which rule said it.
 
 use std::fmt;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
@@ -184,14 +185,17 @@ impl fmt::Display for Decision {
     }
 }
 
-/// A rule of a policy: shared with the set that it came from.
-#[derive(Clone, Eq, PartialEq)]
+/// A rule of a policy: shared with the set that it came from. It may key a table that every
+/// request looks into: its hash is made once, and it is equal to itself without a comparison.
+#[derive(Clone)]
 pub struct RuleRef {
     named: Arc<Named>,
 }
 
 #[derive(Debug, Eq, PartialEq)]
 struct Named {
+    /// Of the id.
+    hash: u64,
     /// The rule's name in Envoy.
     id: Box<str>,
     policy: Arc<PolicyName>,
@@ -209,7 +213,9 @@ impl RuleRef {
     pub(crate) fn new(policy: &Arc<PolicyName>, index: usize, prefix: &str, suffix: &str) -> Self {
         let PolicyName { namespace, name } = &**policy;
         let id = format!("{prefix}ns[{namespace}]-policy[{name}]-rule[{index}]{suffix}");
-        Self { named: Arc::new(Named { id: id.into(), policy: Arc::clone(policy), index }) }
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&id);
+        let named = Named { hash, id: id.into(), policy: Arc::clone(policy), index };
+        Self { named: Arc::new(named) }
     }
 
     /// The rule's name in Envoy: `ns[..]-policy[..]-rule[..]`, with prefix and suffix for CUSTOM.
@@ -234,6 +240,20 @@ impl RuleRef {
     #[must_use]
     pub fn index(&self) -> usize {
         self.named.index
+    }
+}
+
+impl PartialEq for RuleRef {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.named, &other.named) || self.named == other.named
+    }
+}
+
+impl Eq for RuleRef {}
+
+impl Hash for RuleRef {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.named.hash);
     }
 }
 

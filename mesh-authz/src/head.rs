@@ -5,6 +5,8 @@
 
 use http::Version;
 
+use crate::byte_search::ByteSet;
+
 /// Checks a request's head as Envoy's codecs do, in front of [`crate::Scope::normalize`].
 ///
 /// `authority` is `:authority`, the host of an absolute target, or `Host` (several lines joined
@@ -37,18 +39,17 @@ pub fn check_head(
         Some(_) | None => return Err(HeadError::NoAuthority),
     };
     // [SEM-AUTHZ-61] HTTP/2 refuses userinfo, HTTP/1.1 takes it literally.
-    let fits = |byte: u8| is_authority_byte(byte) && !(is_http2 && byte == b'@');
-    if !authority.bytes().all(fits) {
+    if NO_AUTHORITY.any_of(authority.as_bytes()) || (is_http2 && authority.contains('@')) {
         return Err(HeadError::Authority);
     }
     let Some(target) = target else { return Ok(()) };
     // [SEM-AUTHZ-58] HTTP/2 takes any token.
-    if !is_http2 && METHODS.binary_search(&method).is_err() {
+    if !is_http2 && !is_common(method) && METHODS.binary_search(&method).is_err() {
         return Err(HeadError::Method);
     }
     // A `*` gets past the codec with OPTIONS, and no further: Envoy judges paths only.
-    let is_odd = |byte: &u8| *byte <= b' ' || *byte == 0x7f || (!is_http2 && !byte.is_ascii());
-    if target.first() != Some(&b'/') || target.iter().any(is_odd) {
+    let odd = if is_http2 { &CONTROL } else { &NOT_GRAPHIC };
+    if target.first() != Some(&b'/') || odd.any_of(target) {
         return Err(HeadError::Target);
     }
     Ok(())
@@ -113,7 +114,50 @@ const METHODS: [&str; 34] = [
     "UNSUBSCRIBE",
 ];
 
-/// The characters of a host with port and userinfo (RFC 3986, section 3.2).
-fn is_authority_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=@[]_~".contains(&byte)
+/// Some of [`METHODS`]: nearly every request has one of these.
+fn is_common(method: &str) -> bool {
+    matches!(method, "GET" | "POST" | "PUT" | "DELETE" | "HEAD" | "PATCH" | "OPTIONS")
+}
+
+/// What no host with port and userinfo has (RFC 3986, section 3.2): all but
+/// `A-Z a-z 0-9 !$%&'()*+,-.:;=@[]_~`.
+const NO_AUTHORITY: ByteSet = ByteSet::of(&[
+    (0, b' '),
+    (b'"', b'#'),
+    (b'/', b'/'),
+    (b'<', b'<'),
+    (b'>', b'?'),
+    (b'\\', b'\\'),
+    (b'^', b'^'),
+    (b'`', b'`'),
+    (b'{', b'}'),
+    (0x7f, u8::MAX),
+]);
+
+/// What no target has in HTTP/2.
+const CONTROL: ByteSet = ByteSet::of(&[(0, b' '), (0x7f, 0x7f)]);
+
+/// What no target has in HTTP/1.1.
+const NOT_GRAPHIC: ByteSet = ByteSet::of(&[(0, b' '), (0x7f, u8::MAX)]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_has_the_bytes_that_envoy_takes() {
+        for byte in 0..=u8::MAX {
+            let fits = byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=@[]_~".contains(&byte);
+            assert_eq!(NO_AUTHORITY.has(byte), !fits, "{byte}");
+        }
+    }
+
+    #[test]
+    fn methods_are_in_order_and_the_common_ones_are_among_them() {
+        assert!(METHODS.is_sorted());
+        for method in ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS"] {
+            assert!(METHODS.contains(&method) && is_common(method), "{method}");
+        }
+        assert!(!is_common("get") && !is_common("G"));
+    }
 }

@@ -12,6 +12,7 @@
 //! No runtime, no clock, no I/O.
 
 mod attribute;
+mod byte_search;
 mod client_address;
 mod compile;
 mod custom;

@@ -5,6 +5,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::byte_search::{ByteSet, any_pair};
+
 /// How a request's path is rewritten before policies see it (`pathNormalization` of the mesh).
 ///
 /// # Examples
@@ -58,6 +60,13 @@ impl PathNormalization {
         if path_and_query.first() != Some(&b'/') {
             return Err(NormalizeError::NotAbsolute);
         }
+        if is_plain(path_and_query) {
+            return Ok(NormalizedPath { text: Cow::Borrowed(path_and_query) });
+        }
+        self.step_by_step(path_and_query)
+    }
+
+    fn step_by_step(self, path_and_query: &[u8]) -> Result<NormalizedPath<'_>, NormalizeError> {
         if let Some(at) = path_and_query.iter().position(|byte| *byte <= b' ' || *byte == 0x7f) {
             return Err(NormalizeError::ControlByte { at });
         }
@@ -171,6 +180,10 @@ pub(crate) fn path_only(path_and_query: &[u8]) -> &[u8] {
 /// Whether the strict reading refuses this path as ambiguous ([SEM-STRICT-07], [SEM-STRICT-20]):
 /// full normalization would still change it, or somebody behind us may read it differently.
 pub(crate) fn is_ambiguous(path: &[u8]) -> bool {
+    !(path.first() == Some(&b'/') && is_plain(path)) && has_second_reading(path)
+}
+
+fn has_second_reading(path: &[u8]) -> bool {
     let is_odd = |byte: &u8| matches!(byte, b';' | b'\\') || must_escape(*byte);
     let mut escapes = memchr::memchr_iter(b'%', path);
     let mut segments = path.split(|byte| *byte == b'/');
@@ -183,6 +196,27 @@ pub(crate) fn is_ambiguous(path: &[u8]) -> bool {
             Some(b'%') => is_escape_behind(path, at),
             Some(byte) => is_unreserved(byte),
         })
+}
+
+/// Bytes that some step looks at, or that [`must_escape`].
+const ODD: ByteSet = ByteSet::of(&[
+    (0, b' '),
+    (b'"', b'#'),
+    (b'%', b'%'),
+    (b';', b'<'),
+    (b'>', b'>'),
+    (b'\\', b'\\'),
+    (b'^', b'^'),
+    (b'`', b'`'),
+    (b'{', b'}'),
+    (0x7f, u8::MAX),
+]);
+
+/// Whether a text that begins with a slash has nothing that any mode of normalization changes or
+/// refuses, or that anybody could read differently. Most have none, and this tells it at once.
+fn is_plain(text: &[u8]) -> bool {
+    let is_odd_pair = |first, second| first == b'/' && matches!(second, b'/' | b'.');
+    !ODD.any_of(text) && !any_pair(text, is_odd_pair)
 }
 
 /// Whether `%25` at this place stands for the percent sign of a further escape.
@@ -424,4 +458,35 @@ fn merge_slashes(path: &[u8]) -> Option<Vec<u8>> {
         output.push(b'/');
     }
     Some(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is taken for plain is what every step leaves alone, whatever stands next to what.
+    #[test]
+    fn a_plain_path_is_one_that_no_step_looks_at() {
+        use PathNormalization::{Base, DecodeAndMergeSlashes, MergeSlashes, None};
+        let mut plain = 0;
+        for first in 0..=u8::MAX {
+            for second in 0..=u8::MAX {
+                for path in [&[b'/', first, second][..], &[b'/', b'a', first, second, b'z']] {
+                    if !is_plain(path) {
+                        continue;
+                    }
+                    plain += 1;
+                    assert!(!has_second_reading(path), "{}", path.escape_ascii());
+                    for mode in [None, Base, MergeSlashes, DecodeAndMergeSlashes] {
+                        let normalized = mode.step_by_step(path);
+                        let is_same =
+                            normalized.is_ok_and(|path_after| !path_after.is_changed(path));
+                        assert!(is_same, "{mode:?} {}", path.escape_ascii());
+                    }
+                }
+            }
+        }
+        // Letters, digits and most marks, in both forms.
+        assert!(plain > 2 * 70 * 70, "{plain}");
+    }
 }

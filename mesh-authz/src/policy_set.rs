@@ -96,6 +96,12 @@ impl PolicySet {
         next_step(&self.custom, facts, progress)
     }
 
+    /// Whether any request is asked about at all: whether a CUSTOM policy applies.
+    #[must_use]
+    pub fn asks_custom(&self) -> bool {
+        !self.custom.is_empty()
+    }
+
     /// Decides by the AUDIT, DENY and ALLOW policies ([SEM-EVAL-01], steps 4 to 6).
     ///
     /// Total, linear in the size of the policies, and without allocation, unless a host of more

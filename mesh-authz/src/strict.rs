@@ -5,6 +5,9 @@ use crate::matcher::{istio_identity, split_port};
 
 /// [SEM-STRICT-04], refuse-only form: an identity that does not have Istio's shape, or several.
 pub(crate) fn is_odd_identity(peer: PeerIdentity<'_>) -> bool {
+    if let PeerIdentity::Svid(peer) = peer {
+        return peer.id().istio().is_none();
+    }
     let mut names = peer.names();
     let first = names.next();
     names.next().is_some() || first.and_then(istio_identity).is_none()

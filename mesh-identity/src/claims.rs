@@ -1,5 +1,8 @@
 //! Read-only token claims, with the lookup rules that Istio's policies use.
 
+use std::time::Duration;
+
+use rustls_pki_types::UnixTime;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -61,6 +64,17 @@ impl Claims {
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
         self.text("sub")
+    }
+
+    /// `exp`, if it is a time: a number above 0. A fraction of a second does not count.
+    #[must_use]
+    pub fn expires(&self) -> Option<UnixTime> {
+        let end = self.object.get("exp")?;
+        let end = end.as_u64().or_else(|| {
+            let end = end.as_f64().filter(|end| *end >= 1.0)?;
+            Duration::try_from_secs_f64(end).ok().map(|end| end.as_secs())
+        })?;
+        (end > 0).then(|| UnixTime::since_unix_epoch(Duration::from_secs(end)))
     }
 
     /// The claims as a type of the application's; it may borrow texts from them.

@@ -167,14 +167,9 @@ impl<'a> SpiffeIdRef<'a> {
     /// Namespace and service account of an id in Istio's five-part form.
     #[must_use]
     pub fn istio(self) -> Option<IstioIdentity<'a>> {
-        let mut parts = self.path().split('/');
-        let shape = (parts.next(), parts.next(), parts.next(), parts.next(), parts.next());
-        match (shape, parts.next()) {
-            ((Some(""), Some("ns"), Some(namespace), Some("sa"), Some(service_account)), None) => {
-                Some(IstioIdentity { namespace, service_account })
-            }
-            _ => None,
-        }
+        let (namespace, rest) = self.path().strip_prefix("/ns/")?.split_once('/')?;
+        let service_account = rest.strip_prefix("sa/").filter(|name| !name.contains('/'))?;
+        Some(IstioIdentity { namespace, service_account })
     }
 
     /// Copies the text into an owned id.

@@ -97,6 +97,7 @@ pub struct VerifiedToken {
 /// The claims twice where that makes a difference, which it does for `scope`.
 struct TokenClaims {
     view: Claims,
+    ends: Option<UnixTime>,
     /// The texts that the view has as lists.
     split: Vec<(String, Value)>,
     /// Made when somebody asks for it.
@@ -113,14 +114,15 @@ impl VerifiedToken {
         payload: Claims,
         space_delimited: impl IntoIterator<Item = &'n str>,
     ) -> Self {
+        let ends = payload.expires();
         let (view, split) = payload.split_at_spaces(space_delimited);
-        Self { claims: Arc::new(TokenClaims { view, split, payload: OnceLock::new() }) }
+        Self { claims: Arc::new(TokenClaims { view, ends, split, payload: OnceLock::new() }) }
     }
 
     /// The claims as the token carried them.
     #[must_use]
     pub fn payload(&self) -> &Claims {
-        let TokenClaims { view, split, payload } = &*self.claims;
+        let TokenClaims { view, split, payload, ends: _ } = &*self.claims;
         if split.is_empty() {
             return view;
         }
@@ -135,6 +137,12 @@ impl VerifiedToken {
     #[must_use]
     pub fn view(&self) -> &Claims {
         &self.claims.view
+    }
+
+    /// When the token ends ([`Claims::expires`]); nothing when it does not say.
+    #[must_use]
+    pub fn ends(&self) -> Option<UnixTime> {
+        self.claims.ends
     }
 
     /// The claims as a type of the application's; it may borrow texts from the token.

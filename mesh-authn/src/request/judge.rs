@@ -267,6 +267,9 @@ impl<'a> Judge<'a> {
     /// accepts it.
     fn has_borrowed_issuer(&mut self) -> bool {
         let of = self.of;
+        if of.rules.iter().all(|rule| rule.spec.issuer().is_some()) {
+            return false;
+        }
         let free = |used: &&Use<'a>| {
             of.rules.get(used.rule).is_some_and(|rule| rule.spec.issuer().is_none())
         };
@@ -339,7 +342,9 @@ impl Verdict<'_> {
         for Use { place, accepted, writes_payload, .. } in self.applied {
             let gone = match place {
                 TokenPlace::Header(name, _) => {
-                    self.taken.iter().any(|taken| *taken == place).then(|| name.clone())
+                    let is_same =
+                        |taken: &&TokenPlace| std::ptr::eq(*taken, place) || *taken == place;
+                    self.taken.iter().any(is_same).then(|| name.clone())
                 }
                 TokenPlace::Param(_) | TokenPlace::Cookie(_) => None,
             };

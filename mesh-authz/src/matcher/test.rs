@@ -150,10 +150,10 @@ impl Test {
     #[inline]
     fn holds_by_itself(&self, view: &View<'_>, mood: Mood) -> bool {
         let istio = self.matcher.matches(view);
-        if mood.semantics.is_istio() || mood.effect == Effect::Observe {
-            return istio != self.negated;
-        }
-        self.holds_strictly(istio, view, mood)
+        let is_final = self.matcher.has_one_reading()
+            || mood.semantics.is_istio()
+            || mood.effect == Effect::Observe;
+        if is_final { istio != self.negated } else { self.holds_strictly(istio, view, mood) }
     }
 
     #[inline(never)]
@@ -215,6 +215,27 @@ impl Matcher {
             Self::TrustDomain(domains) => {
                 view.peer.any(|name| domains.iter().any(|domain| domain.matches(name)))
             }
+        }
+    }
+
+    /// Whether no option reads it more strictly than Istio; [`Self::readings`] is neutral then.
+    #[inline]
+    fn has_one_reading(&self) -> bool {
+        match self {
+            Self::Path(set) => set.templates.is_none(),
+            Self::Account(_)
+            | Self::Header(..)
+            | Self::Host(_)
+            | Self::Namespace(_)
+            | Self::Principal(_)
+            | Self::TrustDomain(_) => false,
+            Self::Address(..)
+            | Self::Claim(..)
+            | Self::Metadata(_)
+            | Self::Method(_)
+            | Self::Port(_)
+            | Self::RequestPrincipal(_)
+            | Self::Sni(_) => true,
         }
     }
 
