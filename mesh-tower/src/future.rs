@@ -11,7 +11,6 @@ use pin_project_lite::pin_project;
 
 use crate::body::ResponseBody;
 use crate::record::Record;
-use crate::running::Cut;
 
 type Answer<R, E> = Result<Response<ResponseBody<R>>, E>;
 
@@ -72,11 +71,7 @@ where
                         return Poll::Pending;
                     }
                 };
-                let response = match record.running.take() {
-                    Some(running) => running.answered(response),
-                    None => response.map(|body| ResponseBody::inner(body, Cut::default())),
-                };
-                Poll::Ready(Ok(record.answered(response)))
+                Poll::Ready(Ok(record.answered_by_service(response)))
             }
             Projection::Refused { response } => {
                 response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))

@@ -64,9 +64,10 @@ fn host(parts: &Parts) -> Result<Host, Refusal> {
         (None, None) => return Err(Refusal::malformed("no host")),
     };
     let text = host.as_str();
-    let strange =
-        |c: char| !c.is_ascii_graphic() || matches!(c, '@' | ',' | '/' | '?' | '#' | '\\');
-    if text.is_empty() || text.contains(strange) {
+    let is_strange = |byte: u8| {
+        !byte.is_ascii_graphic() || matches!(byte, b'@' | b',' | b'/' | b'?' | b'#' | b'\\')
+    };
+    if text.is_empty() || text.bytes().any(is_strange) {
         return Err(Refusal::malformed("host is not a host"));
     }
     Ok(host)

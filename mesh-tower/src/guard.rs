@@ -345,23 +345,25 @@ fn apply(parts: &mut Parts, effects: &Effects) -> Result<(), Refusal> {
 
 /// Asks AUDIT, DENY and ALLOW.
 pub(crate) fn decide(snapshot: &Snapshot, parts: &Parts, admitted: &Admitted) -> Decision {
-    let Admitted { info, host, token, client, .. } = admitted;
-    with_facts(parts, info, host, token.as_ref(), *client, |facts| snapshot.policies.decide(facts))
+    with_all_facts(parts, admitted, |facts| snapshot.policies.decide(facts))
 }
 
 /// Judges the head of a request that is running by another configuration than the one that has
 /// admitted it; the reason where it is refused now ([SEM-STRICT-18]).
 ///
-/// Tokens are verified again. External authorizers and Rego are not asked again.
+/// Tokens are verified again. External authorizers and Rego are not asked again: what they handed on
+/// is what they said then.
 pub(crate) fn judge_again(
     snapshot: &Snapshot,
     mut parts: Parts,
     arrived: Arrived,
+    metadata: Map<String, Value>,
     now: UnixTime,
 ) -> Result<(), String> {
     let judged = catch_unwind(AssertUnwindSafe(|| {
         let admitted = admit(snapshot, &mut parts, arrived, now);
-        let admitted = admitted.map_err(|refusal| refusal.detail)?;
+        let mut admitted = admitted.map_err(|refusal| refusal.detail)?;
+        admitted.metadata = metadata;
         let decision = decide(snapshot, &parts, &admitted);
         if decision.is_allow() { Ok(()) } else { Err(detail(&decision)) }
     }));
@@ -371,10 +373,7 @@ pub(crate) fn judge_again(
 /// Why [`decide`] says what it says, rule by rule.
 #[cfg(feature = "admin")]
 pub(crate) fn explain(snapshot: &Snapshot, parts: &Parts, admitted: &Admitted) -> String {
-    let Admitted { info, host, token, client, .. } = admitted;
-    with_facts(parts, info, host, token.as_ref(), *client, |facts| {
-        snapshot.policies.explain(facts).to_string()
-    })
+    with_all_facts(parts, admitted, |facts| snapshot.policies.explain(facts).to_string())
 }
 
 /// Envoy's response code details of a refusal; our own where a strict rule refuses.
@@ -396,6 +395,23 @@ pub(crate) fn permit(mesh: &Mesh, snapshot: &Arc<Snapshot>, admitted: Admitted) 
 fn client(snapshot: &Snapshot, parts: &Parts, info: &ConnectionInfo) -> ClientAddress {
     let peer = info.peer().map_or(PeerIdentity::None, PeerIdentity::Svid);
     client_address(&parts.headers, info.peer_address().ip(), peer, &snapshot.forwarded)
+}
+
+/// Lends the facts of an admitted request, with what authorizers said of it: conditions on
+/// `experimental.envoy.filters.http.ext_authz[…]` read that ([SEM-AUTHZ-75]).
+fn with_all_facts<T>(
+    parts: &Parts,
+    admitted: &Admitted,
+    ask: impl FnOnce(&RequestFacts<'_>) -> T,
+) -> T {
+    let Admitted { info, host, token, client, metadata } = admitted;
+    let of_filters = (!metadata.is_empty()).then(|| {
+        let metadata = Value::Object(metadata.clone());
+        Map::from_iter([("envoy.filters.http.ext_authz".to_owned(), metadata)])
+    });
+    with_facts(parts, info, host, token.as_ref(), *client, |facts| {
+        ask(&facts.with_metadata(of_filters.as_ref()))
+    })
 }
 
 /// Lends the facts of a request to `ask`; nothing is copied.

@@ -81,8 +81,8 @@ pub struct DecisionEvent<'a> {
     pub dry_run_deny: Option<bool>,
     /// Whether an AUDIT policy asked for this event.
     pub audit: bool,
-    /// The revision of the bundles that the Rego stage's policy came from, if it was asked and they have
-    /// one.
+    /// The revision of the bundles that the Rego policy came from which was asked last, as the stage
+    /// or as a provider of CUSTOM policies; nothing where none was asked or it has none.
     pub rego_revision: Option<&'a str>,
 }
 

@@ -1,5 +1,6 @@
 //! What one request leaves behind: metrics, a decision event, an access log line.
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,7 +25,7 @@ use crate::mesh::Mesh;
 use crate::observe::{AccessEntry, DecisionEvent};
 use crate::refuse::RequestKind;
 use crate::resource::Resource;
-use crate::running::Running;
+use crate::running::{Cut, Running};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Amounts, Flag, Outcome, Telemetry};
 use crate::trace;
@@ -84,13 +85,14 @@ impl Record {
         mesh: &Mesh,
         parts: &mut Parts,
         body: B,
+        kind: RequestKind,
     ) -> (Box<Self>, RequestBody<B>) {
         let place = trace::inbound(&parts.headers, parts.method.as_str());
         if let Some(context) = place.context() {
             parts.extensions.insert(context.clone());
         }
         let info = parts.extensions.get::<ConnectionInfo>().cloned();
-        let grpc = RequestKind::of(parts) == RequestKind::Grpc;
+        let grpc = kind == RequestKind::Grpc;
         let length = body.size_hint().exact().filter(|_| !grpc);
         let (received, body) = if let Some(length) = length {
             (Reception::Length(length), RequestBody::untouched(body))
@@ -189,7 +191,8 @@ impl Record {
                 self.answer.flag = Flag::ExternalAuthorizer;
             }
         }
-        let detail = mask::tokens(detail);
+        // What is said of an admitted request are words of ours.
+        let detail = if allowed { Cow::Borrowed(detail) } else { mask::tokens(detail) };
         if let Some(entry) = &mut self.entry {
             (*detail).clone_into(&mut entry.response_code_details);
         }
@@ -218,25 +221,41 @@ impl Record {
         }
     }
 
-    /// Takes note of the answer's head and follows its body.
-    pub(crate) fn answered<B: Body>(
+    /// Takes note of the head of the service's answer, and follows its body.
+    pub(crate) fn answered_by_service<B>(
+        mut self: Box<Self>,
+        response: Response<B>,
+    ) -> Response<ResponseBody<B>>
+    where
+        B: Body,
+    {
+        let running = self.running.take();
+        let cut = running.map_or_else(Cut::default, |running| running.answered(&response));
+        self.head(response.status(), response.headers(), response.body().is_end_stream());
+        response.map(|body| ResponseBody::inner(body, cut).recorded(self))
+    }
+
+    /// Takes note of the head of an answer of ours, and follows its body.
+    pub(crate) fn answered<B>(
         mut self: Box<Self>,
         response: Response<ResponseBody<B>>,
     ) -> Response<ResponseBody<B>>
     where
         ResponseBody<B>: Body,
     {
-        let status = response.status();
+        self.head(response.status(), response.headers(), response.body().is_end_stream());
+        response.map(|body| body.recorded(self))
+    }
+
+    fn head(&mut self, status: StatusCode, headers: &HeaderMap, is_over: bool) {
         self.answer.code = status.as_u16();
         self.place.span().record("http.response.status_code", status.as_u16());
         if self.grpc {
-            self.answer.grpc_status = grpc_status(response.headers());
+            self.answer.grpc_status = grpc_status(headers);
         }
         // hyper sends no body with these and does not ask for one.
         let none = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let is_over = response.body().is_end_stream() || none || status.is_informational();
-        self.answer.whole = is_over || self.is_head;
-        response.map(|body| body.recorded(self))
+        self.answer.whole = is_over || none || status.is_informational() || self.is_head;
     }
 
     /// Takes note of a part of the answer's body.

@@ -204,7 +204,7 @@ impl RegoStage {
     {
         // One policy for the whole request: what it does not read is not there for another.
         let loaded = self.current.load_full();
-        changes.rego_revision.clone_from(&loaded.revision);
+        changes.told(loaded.revision.as_ref());
         let only = self.only(&loaded);
         let max = self.max_body.unwrap_or_default();
         let read =
@@ -226,9 +226,9 @@ impl RegoStage {
             body: body.as_ref(),
         };
         let input = input(&request, admitted.token.as_ref(), only);
-        match answer(self.decide(&loaded, input, &request).await) {
+        match answer(self.decide(&loaded, input, &request).await, &loaded) {
             CheckAnswer::Allow(asked) => apply(parts, asked, changes),
-            CheckAnswer::Deny(Denial { status, headers, body, reason }) => {
+            CheckAnswer::Deny(Denial { status, headers, body, reason, revision: _ }) => {
                 let detail = format!("rego_denied{{{}}}", reason.unwrap_or_default());
                 let mut refusal = Refusal::new(status, body, detail);
                 refusal.headers = headers;
@@ -354,12 +354,13 @@ impl Authorizer for RegoStage {
         Box::pin(async move {
             let loaded = self.current.load_full();
             let input = input(&request, None, self.only(&loaded));
-            Ok(answer(self.decide(&loaded, input, &request).await))
+            Ok(answer(self.decide(&loaded, input, &request).await, &loaded))
         })
     }
 }
 
-fn answer(decision: RegoDecision) -> CheckAnswer {
+fn answer(decision: RegoDecision, by: &Loaded) -> CheckAnswer {
+    let revision = by.revision.clone();
     match decision {
         RegoDecision::Allow {
             headers_to_set,
@@ -375,6 +376,7 @@ fn answer(decision: RegoDecision) -> CheckAnswer {
             query_to_set,
             query_to_remove,
             dynamic_metadata,
+            revision,
             ..RequestChanges::default()
         }),
         // The client must not see it; the decision log has it in the result.
@@ -382,6 +384,7 @@ fn answer(decision: RegoDecision) -> CheckAnswer {
             let mut denial = Denial::new(status, body);
             denial.headers = headers;
             denial.reason = Some(reason.as_str());
+            denial.revision = revision;
             CheckAnswer::Deny(denial)
         }
     }

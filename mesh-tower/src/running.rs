@@ -5,6 +5,7 @@
 //! one, the head goes into the connection's list of running requests, through which the life of the
 //! connection goes at every change. What it refuses is cut there, in the middle of its body.
 
+use std::borrow::Cow;
 use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use http::header::UPGRADE;
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
 };
@@ -20,12 +22,14 @@ use http_body::Body;
 use mesh_authz::ClientAddress;
 use mesh_identity::VerifiedToken;
 use rustls::pki_types::UnixTime;
+use serde_json::{Map, Value};
 use tokio::sync::{Notify, oneshot};
 
 use crate::body::ResponseBody;
 use crate::connection::ConnectionInfo;
 use crate::gather::Host;
-use crate::guard::{self, Arrived};
+use crate::guard::{self, Admitted, Arrived};
+use crate::mask;
 use crate::mesh::Mesh;
 use crate::refuse::{Refusal, RequestKind};
 use crate::snapshot::Snapshot;
@@ -34,11 +38,12 @@ use crate::snapshot::Snapshot;
 /// hold, so that it is under way, or here, when somebody could cut it.
 const SHORT_BODY: u64 = 64 * 1024;
 
-/// Buffers for heads that a connection keeps for its next requests.
+/// Buffers for heads that a connection keeps for its next requests, and how large they may be.
 const SPARE_HEADS: usize = 4;
+const LARGEST_SPARE: usize = 4 * 1024;
 
-/// The fields of a head, in a buffer that can be used again.
-type Headers = Vec<(HeaderName, HeaderValue)>;
+/// The text of a head, in a buffer that can be used again.
+type Text = Vec<u8>;
 
 /// Why a body ends before its time.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -46,32 +51,72 @@ type Headers = Vec<(HeaderName, HeaderValue)>;
 struct Ended;
 
 /// What judges a request: its head as it arrived, tokens included.
+///
+/// It is made for each request and read for few, so it is one text: host, path and query, and each
+/// header, every one with a line of its own. None of them can have a line feed in it.
 #[derive(Debug)]
 struct Head {
     method: Method,
-    uri: Uri,
     version: Version,
     extended: Option<hyper::ext::Protocol>,
-    headers: Headers,
-    host: Host,
     client: ClientAddress,
+    /// Whether the request asks for an upgrade.
+    upgrades: bool,
+    text: Text,
 }
 
 impl Head {
-    fn parts(&self) -> Parts {
-        let mut headers = HeaderMap::with_capacity(self.headers.len());
-        for (name, value) in &self.headers {
-            headers.append(name.clone(), value.clone());
+    fn new(parts: &Parts, arrived: &Arrived, mut text: Text) -> Self {
+        let Arrived { info: _, host, client } = arrived;
+        let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
+        for line in [host.as_str(), path] {
+            text.extend_from_slice(line.as_bytes());
+            text.push(b'\n');
+        }
+        for (name, value) in &parts.headers {
+            text.extend_from_slice(name.as_str().as_bytes());
+            text.push(b':');
+            text.extend_from_slice(value.as_bytes());
+            text.push(b'\n');
+        }
+        Self {
+            method: parts.method.clone(),
+            version: parts.version,
+            extended: parts.extensions.get::<hyper::ext::Protocol>().cloned(),
+            client: *client,
+            upgrades: parts.headers.contains_key(UPGRADE),
+            text,
+        }
+    }
+
+    /// The request again; nothing if the text were not what [`Head::new`] wrote.
+    fn read(&self, info: &ConnectionInfo) -> Option<(Parts, Arrived)> {
+        let mut lines = self.text.split(|byte| *byte == b'\n');
+        let host = Host::Header(HeaderValue::from_bytes(lines.next()?).ok()?);
+        let path = Some(lines.next()?).filter(|path| !path.is_empty());
+        let mut headers = HeaderMap::new();
+        for line in lines.filter(|line| !line.is_empty()) {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            let (name, value) = line.split_at_checked(colon)?;
+            let value = HeaderValue::from_bytes(value.get(1..)?).ok()?;
+            headers.append(HeaderName::from_bytes(name).ok()?, value);
         }
         let (mut parts, ()) = Request::new(()).into_parts();
+        let mut uri = http::uri::Parts::default();
+        uri.path_and_query = path.map(PathAndQuery::try_from).transpose().ok()?;
+        parts.uri = Uri::from_parts(uri).ok()?;
         parts.method = self.method.clone();
-        parts.uri = self.uri.clone();
         parts.version = self.version;
         parts.headers = headers;
         if let Some(protocol) = self.extended.clone() {
             parts.extensions.insert(protocol);
         }
-        parts
+        Some((parts, Arrived { info: info.clone(), host, client: self.client }))
+    }
+
+    fn path(&self) -> Cow<'_, str> {
+        let path = self.text.split(|byte| *byte == b'\n').nth(1).unwrap_or_default();
+        String::from_utf8_lossy(path.split(|byte| *byte == b'?').next().unwrap_or_default())
     }
 }
 
@@ -86,7 +131,7 @@ pub(crate) struct RunningRequests {
 #[derive(Debug, Default)]
 struct State {
     streams: Vec<Entry>,
-    spare: Vec<Headers>,
+    spare: Vec<Text>,
 }
 
 #[derive(Debug)]
@@ -95,6 +140,8 @@ struct Entry {
     /// The configuration that has admitted it last.
     generation: u64,
     token_ends: Option<UnixTime>,
+    /// What authorizers handed on.
+    metadata: Map<String, Value>,
     /// Nothing where the request has taken over the whole connection.
     cut: Option<oneshot::Sender<()>>,
 }
@@ -144,8 +191,8 @@ impl RunningRequests {
                 entry.generation = snapshot.generation;
                 return false;
             };
-            let (peer, path) = (info.peer_address(), entry.head.uri.path());
-            tracing::info!(%peer, path, detail, "running request is being ended");
+            let (peer, path) = (info.peer_address(), entry.head.path());
+            tracing::info!(%peer, path = &*mask::tokens(&path), detail, "running request is being ended");
             true
         });
         for entry in refused {
@@ -163,14 +210,14 @@ impl State {
     fn sweep(&mut self) {
         let Self { streams, spare } = self;
         for over in streams.extract_if(.., |entry| entry.is_over()) {
-            recycle(spare, over.head.headers);
+            recycle(spare, over.head.text);
         }
     }
 }
 
 /// Keeps a buffer for the next request.
-fn recycle(spare: &mut Vec<Headers>, mut buffer: Headers) {
-    if spare.len() < SPARE_HEADS {
+fn recycle(spare: &mut Vec<Text>, mut buffer: Text) {
+    if spare.len() < SPARE_HEADS && buffer.capacity() <= LARGEST_SPARE {
         buffer.clear();
         spare.push(buffer);
     }
@@ -189,9 +236,10 @@ fn judge(
     if entry.generation == snapshot.generation {
         return Ok(());
     }
-    let Head { host, client, .. } = &entry.head;
-    let arrived = Arrived { info: info.clone(), host: host.clone(), client: *client };
-    guard::judge_again(snapshot, entry.head.parts(), arrived, now)
+    let Some((parts, arrived)) = entry.head.read(info) else {
+        return Err("mesh_fault{a running request cannot be judged}".to_owned());
+    };
+    guard::judge_again(snapshot, parts, arrived, entry.metadata.clone(), now)
 }
 
 /// Cuts a stream when its drain is over, unless it has ended by itself.
@@ -218,6 +266,7 @@ pub(crate) struct Running {
     head: Option<Head>,
     generation: u64,
     token_ends: Option<UnixTime>,
+    metadata: Map<String, Value>,
     kind: RequestKind,
     cut: Cut,
 }
@@ -257,31 +306,24 @@ impl Running {
         kind: RequestKind,
     ) -> Option<Self> {
         mesh.limits().denied_drain?;
-        let Arrived { info, host, client } = arrived;
-        let mut headers = info.running().state().spare.pop().unwrap_or_default();
-        headers.extend(parts.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let head = Head {
-            method: parts.method.clone(),
-            uri: parts.uri.clone(),
-            version: parts.version,
-            extended: parts.extensions.get::<hyper::ext::Protocol>().cloned(),
-            headers,
-            host: host.clone(),
-            client: *client,
-        };
+        let info = &arrived.info;
+        let text = info.running().state().spare.pop().unwrap_or_default();
+        let head = Head::new(parts, arrived, text);
         Some(Self {
             info: info.clone(),
             head: Some(head),
             generation: snapshot.generation,
             token_ends: None,
+            metadata: Map::new(),
             kind,
             cut: Cut::default(),
         })
     }
 
     /// The request was admitted. One whose own body is a stream is watched from now on.
-    pub(crate) fn admitted<B: Body>(&mut self, token: Option<&VerifiedToken>, body: &B) {
-        self.token_ends = token.and_then(token_end);
+    pub(crate) fn admitted<B: Body>(&mut self, admitted: &Admitted, body: &B) {
+        self.token_ends = admitted.token.as_ref().and_then(VerifiedToken::ends);
+        self.metadata.clone_from(&admitted.metadata);
         if !is_short(body) {
             self.watch();
         }
@@ -300,26 +342,25 @@ impl Running {
 
     /// The answer begins: one that streams is watched until it ends, an upgrade for as long as the
     /// connection lives.
-    pub(crate) fn answered<B: Body>(mut self, response: Response<B>) -> Response<ResponseBody<B>> {
+    pub(crate) fn answered<B: Body>(mut self, response: &Response<B>) -> Cut {
         if self.is_upgraded(response.status()) {
             self.hand_over(None);
         } else if !is_short(response.body()) {
             self.watch();
         }
-        let cut = std::mem::take(&mut self.cut);
-        response.map(|body| ResponseBody::inner(body, cut))
+        std::mem::take(&mut self.cut)
     }
 
     /// The answer of a request that is ended before it has one.
-    pub(crate) fn refused<B>(self) -> Response<ResponseBody<B>> {
+    pub(crate) fn refused<B>(&self) -> Response<ResponseBody<B>> {
         Refusal::denied("denied_while_running".to_owned()).response(self.kind)
     }
 
     fn is_upgraded(&self, status: StatusCode) -> bool {
         let Some(head) = &self.head else { return false };
-        let asked = head.headers.iter().any(|(name, _)| name == UPGRADE);
         let connect = head.method == Method::CONNECT && head.extended.is_none();
-        (asked && status == StatusCode::SWITCHING_PROTOCOLS) || (connect && status.is_success())
+        (head.upgrades && status == StatusCode::SWITCHING_PROTOCOLS)
+            || (connect && status.is_success())
     }
 
     fn watch(&mut self) {
@@ -332,7 +373,8 @@ impl Running {
     fn hand_over(&mut self, cut: Option<oneshot::Sender<()>>) -> bool {
         let Some(head) = self.head.take() else { return false };
         let Self { generation, token_ends, .. } = *self;
-        self.info.running().add(Entry { head, generation, token_ends, cut });
+        let metadata = std::mem::take(&mut self.metadata);
+        self.info.running().add(Entry { head, generation, token_ends, metadata, cut });
         true
     }
 }
@@ -341,22 +383,11 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(head) = self.head.take() {
-            recycle(&mut self.info.running().state().spare, head.headers);
+            recycle(&mut self.info.running().state().spare, head.text);
         }
     }
 }
 
 fn is_short<B: Body>(body: &B) -> bool {
     body.is_end_stream() || body.size_hint().exact().is_some_and(|length| length <= SHORT_BODY)
-}
-
-/// When a token says that it ends.
-fn token_end(token: &VerifiedToken) -> Option<UnixTime> {
-    let end = token.payload().object().get("exp")?;
-    // A fraction of a second does not make a token live longer.
-    let end = end.as_u64().or_else(|| {
-        let end = end.as_f64().filter(|end| *end >= 1.0)?;
-        Duration::try_from_secs_f64(end).ok().map(|end| end.as_secs())
-    })?;
-    (end > 0).then(|| UnixTime::since_unix_epoch(Duration::from_secs(end)))
 }

@@ -12,6 +12,7 @@ use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
+use mesh_authz::Decision;
 use tower_service::Service;
 
 use crate::body::{RequestBody, ResponseBody};
@@ -22,7 +23,7 @@ use crate::guard::{self, Admitted, Arrival, Arrived};
 use crate::mesh::Mesh;
 use crate::record::Record;
 use crate::refuse::{Refusal, RequestKind};
-use crate::running::{Cut, Running};
+use crate::running::Running;
 use crate::server::Limits;
 use crate::snapshot::Snapshot;
 use crate::source::first_keys;
@@ -81,6 +82,7 @@ where
 }
 
 impl<S> MeshService<S> {
+    #[inline]
     fn judge<B, R>(&mut self, request: Request<B>) -> MeshFuture<S::Future, R, S::Error>
     where
         S: Service<Request<RequestBody<B>>, Response = Response<R>> + Clone + Send + 'static,
@@ -93,88 +95,110 @@ impl<S> MeshService<S> {
         let (mut parts, body) = request.into_parts();
         let snapshot = self.mesh.snapshot();
         let kind = RequestKind::of(&parts);
-        let (mut record, body) = Record::begin(&self.mesh, &mut parts, body);
+        let (mut record, body) = Record::begin(&self.mesh, &mut parts, body, kind);
 
-        let now = record.now();
-        let (settings, limits) = (self.mesh.http_settings(), self.mesh.limits());
-        let arrival = fail_closed(|| guard::arrive(&snapshot, settings, limits, &mut parts, now));
-        let arrived = match arrival {
-            Ok(Arrival::Judge(arrived)) => arrived,
-            Ok(Arrival::Open) => {
+        let judging = || self.first_step(&snapshot, &mut parts, &body, kind, &mut record);
+        let (admitted, decision) = match fail_closed(judging) {
+            Ok(Step::Decided(admitted, decision)) => (admitted, decision),
+            Ok(Step::Open) => {
                 record.decided(&snapshot, &parts, true, "open_path", None, None);
                 let request = Request::from_parts(parts, body);
                 let answering = record.place().run(|| self.inner.call(request));
                 return MeshFuture::inner(answering, record);
             }
+            Ok(Step::Ask(custom, arrived)) => {
+                // A clone takes this service's place, so that the one that is ready is called.
+                let inner = self.inner.clone();
+                let inner = std::mem::replace(&mut self.inner, inner);
+                let limits = self.mesh.limits().clone();
+                let asked = Asked { snapshot, parts, body, arrived, record, kind, limits };
+                return MeshFuture::asking(Box::pin(asked.ask(custom, inner)));
+            }
             Err(refusal) => {
                 record.decided(&snapshot, &parts, false, &refusal.detail, None, None);
                 return MeshFuture::refused(answer(refusal, kind, &parts, record));
             }
         };
-        let custom = match fail_closed(|| Ok(Custom::begin(&snapshot, &parts, &arrived))) {
-            Ok(custom) => custom,
-            Err(refusal) => {
-                record.decided(&snapshot, &parts, false, &refusal.detail, None, None);
-                return MeshFuture::refused(answer(refusal, kind, &parts, record));
-            }
-        };
-        if custom.is_some() || snapshot.asks_rego() {
-            // A clone takes this service's place, so that the one that is ready is called.
-            let inner = self.inner.clone();
-            let inner = std::mem::replace(&mut self.inner, inner);
-            let limits = limits.clone();
-            let asked = Asked { snapshot, parts, body, arrived, record, kind, limits };
-            return MeshFuture::asking(Box::pin(asked.ask(custom, inner)));
-        }
-
-        record.running = Running::begin(&self.mesh, &snapshot, &parts, &arrived, kind);
-        let admitted = match fail_closed(|| guard::admit(&snapshot, &mut parts, arrived, now)) {
-            Ok(admitted) => admitted,
-            Err(refusal) => {
-                record.decided(&snapshot, &parts, false, &refusal.detail, None, None);
-                return MeshFuture::refused(answer(refusal, kind, &parts, record));
-            }
-        };
-        if let Some(running) = &mut record.running {
-            running.admitted(admitted.token.as_ref(), &body);
-        }
-        if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &mut record) {
+        if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &decision, &mut record) {
             return MeshFuture::refused(answer(refusal, kind, &parts, record));
         }
         let request = Request::from_parts(parts, body);
         let answering = record.place().run(|| self.inner.call(request));
         MeshFuture::inner(answering, record)
     }
+
+    /// All of it, where nobody has to be asked.
+    fn first_step<B: Body>(
+        &self,
+        snapshot: &Snapshot,
+        parts: &mut Parts,
+        body: &B,
+        kind: RequestKind,
+        record: &mut Record,
+    ) -> Result<Step, Refusal> {
+        let now = record.now();
+        let (settings, limits) = (self.mesh.http_settings(), self.mesh.limits());
+        let arrived = match guard::arrive(snapshot, settings, limits, parts, now)? {
+            Arrival::Judge(arrived) => arrived,
+            Arrival::Open => return Ok(Step::Open),
+        };
+        let custom = Custom::begin(snapshot, parts, &arrived);
+        if custom.is_some() || snapshot.asks_rego() {
+            return Ok(Step::Ask(custom, arrived));
+        }
+        record.running = Running::begin(&self.mesh, snapshot, parts, &arrived, kind);
+        let admitted = guard::admit(snapshot, parts, arrived, now)?;
+        let decision = decide(snapshot, parts, &admitted, body, record);
+        Ok(Step::Decided(admitted, decision))
+    }
 }
 
-/// The last step: AUDIT, DENY, ALLOW; then the permit goes into the request.
+/// How far a request comes without waiting.
+enum Step {
+    /// The path is open: nobody is asked, and there is no permit.
+    Open,
+    /// External authorizers, or the Rego stage, come first.
+    Ask(Option<Custom>, Arrived),
+    /// The policies have decided.
+    Decided(Admitted, Decision),
+}
+
+/// AUDIT, DENY, ALLOW.
+fn decide<B: Body>(
+    snapshot: &Snapshot,
+    parts: &Parts,
+    admitted: &Admitted,
+    body: &B,
+    record: &mut Record,
+) -> Decision {
+    if let Some(running) = &mut record.running {
+        running.admitted(admitted, body);
+    }
+    guard::decide(snapshot, parts, admitted)
+}
+
+/// The last step: the decision is reported, and the permit goes into an admitted request.
 fn settle(
     snapshot: &Arc<Snapshot>,
     parts: &mut Parts,
     admitted: Admitted,
+    decision: &Decision,
     record: &mut Record,
 ) -> Result<(), Refusal> {
     let user = admitted.token.as_ref();
-    let decision = match fail_closed(|| Ok(guard::decide(snapshot, parts, &admitted))) {
-        Ok(decision) => decision,
-        Err(refusal) => {
-            record.decided(snapshot, parts, false, &refusal.detail, None, user);
-            return Err(refusal);
-        }
-    };
     if decision.is_allow() {
-        record.decided(snapshot, parts, true, "via_upstream", Some(&decision), user);
+        record.decided(snapshot, parts, true, "via_upstream", Some(decision), user);
         parts.extensions.insert(guard::permit(record.mesh(), snapshot, admitted));
         Ok(())
     } else {
-        let detail = guard::detail(&decision);
+        let detail = guard::detail(decision);
         #[cfg(feature = "admin")]
         {
             let explain = || guard::explain(snapshot, parts, &admitted);
             let explanation = record.mesh().recent().explain(explain);
             record.explained(explanation);
         }
-        record.decided(snapshot, parts, false, &detail, Some(&decision), user);
+        record.decided(snapshot, parts, false, &detail, Some(decision), user);
         Err(Refusal::denied(detail))
     }
 }
@@ -262,45 +286,45 @@ where
         let mut changes = Changes::default();
         let judged = self.judge(custom, &mut changes).await;
         self.record.asked(changes.rego_revision.take());
-        let mut admitted = match judged {
-            Ok(admitted) => admitted,
+        let (admitted, decision) = match judged {
+            Ok(judged) => judged,
             Err(refusal) => {
                 let (detail, decision) = (refusal.detail.as_str(), refusal.decision.as_deref());
                 self.record.decided(&self.snapshot, &self.parts, false, detail, decision, None);
                 return Ok(answer(refusal, self.kind, &self.parts, self.record));
             }
         };
-        admitted.metadata = changes.metadata;
         let Self { snapshot, mut parts, body, mut record, kind, .. } = self;
-        if let Some(running) = &mut record.running {
-            running.admitted(admitted.token.as_ref(), &body);
-        }
-        if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &mut record) {
+        if let Err(refusal) = settle(&snapshot, &mut parts, admitted, &decision, &mut record) {
             return Ok(answer(refusal, kind, &parts, record));
         }
         let request = Request::from_parts(parts, body);
         let place = record.place().clone();
         let answering = place.run(|| inner.call(request));
         let answering = place.follow(answering);
-        let mut response = match record.running.take() {
-            None => answering.await?.map(|body| ResponseBody::inner(body, Cut::default())),
-            Some(mut running) => tokio::select! {
-                response = answering => running.answered(response?),
-                () = running.cut() => return Ok(record.answered(running.refused())),
+        let mut response = match &mut record.running {
+            None => answering.await?,
+            Some(running) => tokio::select! {
+                response = answering => response?,
+                () = running.cut() => {
+                    let refused = running.refused();
+                    record.running = None;
+                    return Ok(record.answered(refused));
+                }
             },
         };
         for (name, value) in changes.response_headers {
             response.headers_mut().append(name, value);
         }
-        Ok(record.answered(response))
+        Ok(record.answered_by_service(response))
     }
 
-    /// CUSTOM, tokens, Rego, in this order ([SEM-EVAL-01]).
+    /// CUSTOM, tokens, Rego, and then the policies, in this order ([SEM-EVAL-01]).
     async fn judge(
         &mut self,
         custom: Option<Custom>,
         changes: &mut Changes,
-    ) -> Result<Admitted, Refusal> {
+    ) -> Result<(Admitted, Decision), Refusal> {
         let Self { snapshot, parts, body, arrived, record, kind, limits } = self;
         let now = record.now();
         if let Some(custom) = custom {
@@ -309,12 +333,14 @@ where
         }
         let arrived = arrived.clone();
         record.running = Running::begin(record.mesh(), snapshot, parts, &arrived, *kind);
-        let admitted = fail_closed(|| guard::admit(snapshot, parts, arrived, now))?;
+        let mut admitted = fail_closed(|| guard::admit(snapshot, parts, arrived, now))?;
         #[cfg(feature = "rego")]
         if let Some(stage) = snapshot.rego.clone() {
             let context = Context { now, limits, own_id: snapshot.svid.id() };
             stage.ask(parts, &admitted, body, context, changes).await?;
         }
-        Ok(admitted)
+        admitted.metadata = std::mem::take(&mut changes.metadata);
+        let decision = fail_closed(|| Ok(decide(snapshot, parts, &admitted, body, record)))?;
+        Ok((admitted, decision))
     }
 }

@@ -166,7 +166,9 @@ impl Place {
 
     /// Runs something there: what it logs, and what it asks others, belongs to the request.
     pub(crate) fn run<T>(&self, work: impl FnOnce() -> T) -> T {
-        let Some(context) = self.context() else { return self.span.in_scope(work) };
+        let Some(context) = self.context() else {
+            return if self.span.is_none() { work() } else { self.span.in_scope(work) };
+        };
         let _outer = Outer(swap(Some(context.clone())));
         self.span.in_scope(work)
     }

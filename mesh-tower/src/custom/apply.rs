@@ -43,6 +43,7 @@ pub(crate) fn apply(
         query_to_set,
         query_to_remove,
         dynamic_metadata,
+        revision: _,
     } = asked;
     for name in headers_to_remove.iter().filter(|name| may_change(name)) {
         parts.headers.remove(name);

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::future::ready;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -236,6 +237,8 @@ pub struct RequestChanges {
     /// What the service finds in [`crate::Permit::metadata`]; the client never sees it. Of two
     /// authorizers that name the same member, the later one is heard.
     pub dynamic_metadata: serde_json::Map<String, serde_json::Value>,
+    /// Which revision of a policy says so; told in [`crate::DecisionEvent::rego_revision`].
+    pub revision: Option<Arc<str>>,
 }
 
 /// A refusal that goes to the client as it is. `Debug` shows no value of a header and no body.
@@ -250,6 +253,8 @@ pub struct Denial {
     pub body: Bytes,
     /// Why, for logs; the client is not told.
     pub reason: Option<&'static str>,
+    /// Which revision of a policy says so; told in [`crate::DecisionEvent::rego_revision`].
+    pub revision: Option<Arc<str>>,
 }
 
 impl fmt::Debug for CheckedBody {
@@ -273,6 +278,7 @@ impl fmt::Debug for RequestChanges {
             .field("query_to_set", &query)
             .field("query_to_remove", &self.query_to_remove)
             .field("dynamic_metadata", &self.dynamic_metadata.keys().collect::<Vec<_>>())
+            .field("revision", &self.revision)
             .finish()
     }
 }
@@ -283,6 +289,7 @@ impl fmt::Debug for Denial {
             .field("status", &self.status)
             .field("headers", &names(&self.headers))
             .field("reason", &self.reason)
+            .field("revision", &self.revision)
             .finish_non_exhaustive()
     }
 }
@@ -295,7 +302,7 @@ impl Denial {
     /// A refusal with a body.
     #[must_use]
     pub fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), reason: None }
+        Self { status, headers: Vec::new(), body: body.into(), reason: None, revision: None }
     }
 }
 

@@ -16,6 +16,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use mesh_authz::CheckSettings;
 use mesh_identity::SpiffeId;
+use prost_types::value::Kind;
+use serde_json::{Map, Value};
 use tonic::body::Body;
 use tonic::client::Grpc;
 use tonic_prost::ProstCodec;
@@ -234,12 +236,17 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
 /// What Envoy 1.40.0 makes of an answer (interfaces of ext_authz, measured).
 fn read(answer: CheckResponse, strict: bool) -> Result<CheckAnswer, CheckError> {
     let code = answer.status.as_ref().map_or(0, |status| status.code);
+    let metadata = answer.dynamic_metadata.map(object).unwrap_or_default();
     match (code, answer.http_response) {
         (_, Some(HttpResponse::Error(error))) => {
             let status = error.status.map(|status| http_status(status.code)).transpose()?;
             Err(CheckError::Reported(status, error.body.into()))
         }
-        (0, Some(HttpResponse::Ok(ok))) => allow(ok).map(CheckAnswer::Allow),
+        (0, Some(HttpResponse::Ok(ok))) => {
+            let mut changes = allow(ok)?;
+            changes.dynamic_metadata = metadata;
+            Ok(CheckAnswer::Allow(changes))
+        }
         (0, Some(HttpResponse::Denied(_))) if strict => {
             Err(CheckError::Answer("a denial with the status OK"))
         }
@@ -249,12 +256,38 @@ fn read(answer: CheckResponse, strict: bool) -> Result<CheckAnswer, CheckError> 
                 let denial = denied.is_some();
                 tracing::warn!(denial, "an authorizer answered without a status, which allows");
             }
-            Ok(CheckAnswer::Allow(RequestChanges::default()))
+            let dynamic_metadata = metadata;
+            Ok(CheckAnswer::Allow(RequestChanges { dynamic_metadata, ..RequestChanges::default() }))
         }
         (_, Some(HttpResponse::Denied(denied))) => deny(denied).map(CheckAnswer::Deny),
         (_, Some(HttpResponse::Ok(_)) | None) => {
             Ok(CheckAnswer::Deny(Denial::new(StatusCode::FORBIDDEN, Bytes::new())))
         }
+    }
+}
+
+/// prost reads no message that is nested deeper than a hundred levels, which ends the recursion.
+fn object(metadata: prost_types::Struct) -> Map<String, Value> {
+    metadata.fields.into_iter().map(|(name, member)| (name, value(member))).collect()
+}
+
+fn value(value: prost_types::Value) -> Value {
+    match value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(value)) => Value::Bool(value),
+        Some(Kind::NumberValue(value)) => number(value),
+        Some(Kind::StringValue(text)) => Value::String(text),
+        Some(Kind::StructValue(members)) => Value::Object(object(members)),
+        Some(Kind::ListValue(list)) => list.values.into_iter().map(self::value).collect(),
+    }
+}
+
+/// Every number is a float there; a whole one is meant as such. What JSON has not is null.
+fn number(value: f64) -> Value {
+    let whole = format!("{value:.0}").parse::<i64>().ok();
+    match whole.filter(|_| value.fract() == 0.0) {
+        Some(whole) => whole.into(),
+        None => value.into(),
     }
 }
 

@@ -105,6 +105,8 @@ pub(super) struct HttpRequest {
 pub(super) struct CheckResponse {
     #[prost(message, optional, tag = "1")]
     pub(super) status: Option<Status>,
+    #[prost(message, optional, tag = "4")]
+    pub(super) dynamic_metadata: Option<prost_types::Struct>,
     #[prost(oneof = "HttpResponse", tags = "2, 3, 5")]
     pub(super) http_response: Option<HttpResponse>,
 }

@@ -78,8 +78,17 @@ pub(crate) struct Changes {
     pub(crate) response_headers: Vec<(HeaderName, HeaderValue)>,
     /// For the service.
     pub(crate) metadata: serde_json::Map<String, serde_json::Value>,
-    /// Which revision of a Rego policy was asked, whatever it said.
+    /// Which revision of a policy was asked last, whatever it said.
     pub(crate) rego_revision: Option<Arc<str>>,
+}
+
+impl Changes {
+    /// Somebody has answered by a revision of a policy, if it has one.
+    pub(crate) fn told(&mut self, revision: Option<&Arc<str>>) {
+        if revision.is_some() {
+            self.rego_revision = revision.cloned();
+        }
+    }
 }
 
 /// The questions about one request, of which there is at least one.
@@ -91,6 +100,9 @@ pub(crate) struct Custom {
 impl Custom {
     /// The first question, if there is any: most requests have none and wait for nothing.
     pub(crate) fn begin(snapshot: &Snapshot, parts: &Parts, arrived: &Arrived) -> Option<Self> {
+        if !snapshot.policies.asks_custom() {
+            return None;
+        }
         let mut progress = CustomProgress::default();
         let step = guard::next_custom(snapshot, parts, arrived, &mut progress)?;
         Some(Self { progress, step })
@@ -123,7 +135,8 @@ impl Custom {
                     let provider = snapshot.providers.get(&provider);
                     let provider = provider.ok_or_else(|| Refusal::fault("nobody can be asked"))?;
                     let semantics = snapshot.scope.semantics();
-                    let asked = provider.ask(parts, arrived, body, context, semantics).await?;
+                    let asked = provider.ask(parts, arrived, body, context, semantics, changes);
+                    let asked = asked.await?;
                     apply(parts, asked, changes)?;
                 }
             }

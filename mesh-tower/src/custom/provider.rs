@@ -18,8 +18,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::{
-    Authorizer, CheckAnswer, CheckConnection, CheckError, CheckFuture, CheckRequest, CheckedBody,
-    Context, Denial, RequestChanges, may_change,
+    Authorizer, Changes, CheckAnswer, CheckConnection, CheckError, CheckFuture, CheckRequest,
+    CheckedBody, Context, Denial, RequestChanges, may_change,
 };
 use crate::body::RequestBody;
 use crate::connection::ConnectionInfo;
@@ -169,6 +169,7 @@ impl Provider {
         body: &mut RequestBody<B>,
         context: Context<'_>,
         semantics: Semantics,
+        changes: &mut Changes,
     ) -> Result<RequestChanges, Refusal>
     where
         B: Body<Data = Bytes> + Unpin,
@@ -187,12 +188,14 @@ impl Provider {
             body: body.as_ref(),
         };
         match self.check(request.timeout(), || self.authorizer.check(request)).await {
-            Ok(CheckAnswer::Allow(changes)) => {
+            Ok(CheckAnswer::Allow(asked)) => {
                 count(&self.counts.allowed);
-                Ok(changes)
+                changes.told(asked.revision.as_ref());
+                Ok(asked)
             }
-            Ok(CheckAnswer::Deny(Denial { status, headers, body, reason })) => {
+            Ok(CheckAnswer::Deny(Denial { status, headers, body, reason, revision })) => {
                 count(&self.counts.denied);
+                changes.told(revision.as_ref());
                 let mut refusal = Refusal::new(status, body, denied(reason));
                 refusal.headers = headers;
                 refusal.headers.retain(|(name, _)| may_change(name));

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tower_service::Service;
 
 use super::accept::Accepted;
+use super::asks::when_asked;
 use super::life::{End, Life};
 use super::limits::Limits;
 use super::requests::{Counted, Requests};
@@ -24,6 +25,9 @@ use crate::connection::ConnectionInfo;
 
 /// How often HTTP/2 asks a silent peer whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// The most header fields that hyper takes when nobody says how many (`http1::Builder::max_headers`).
+const HYPERS_HEADERS: usize = 100;
 
 /// What a service may fail with: whatever hyper can carry.
 type BoxError = Box<dyn StdError + Send + Sync>;
@@ -62,8 +66,11 @@ where
             builder
                 .timer(TokioTimer::new())
                 .header_read_timeout(limits.request_head)
-                .max_headers(limits.headers)
                 .max_header_size(usize::try_from(limits.head_bytes).unwrap_or(usize::MAX));
+            // Room that hyper makes for another number than its own is cleared for each request.
+            if limits.headers != HYPERS_HEADERS {
+                builder.max_headers(limits.headers);
+            }
             let connection = pin!(builder.serve_connection(io, service).with_upgrades());
             let finish = http1::UpgradeableConnection::graceful_shutdown;
             until_over(connection, finish, &mut life, requests.as_ref(), limits).await
@@ -104,10 +111,16 @@ async fn until_over<C: Future<Output = hyper::Result<()>>>(
     requests: Option<&Requests>,
     limits: &Limits,
 ) -> hyper::Result<()> {
+    let end = async {
+        tokio::select! {
+            end = life.over() => end,
+            () = idle(requests, limits.connection_idle) => End::Idle,
+        }
+    };
+    // Each request wakes the connection twice or more; what ends it is rare.
     let end = tokio::select! {
         done = connection.as_mut() => return done,
-        end = life.over() => end,
-        () = idle(requests, limits.connection_idle) => End::Idle,
+        end = when_asked(end) => end,
     };
     finish(connection.as_mut());
     timeout(end.drain(limits), connection).await.unwrap_or(Ok(()))

@@ -5,6 +5,7 @@
 //! life to [`life::Life::watch`], which cuts the stream when its time is over.
 
 mod accept;
+mod asks;
 mod handshakes;
 mod http;
 mod life;

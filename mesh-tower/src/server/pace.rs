@@ -7,48 +7,19 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
+use super::asks::Asks;
+
 /// Turns for the steps of handshakes. Cloning shares them.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
     turns: Arc<Semaphore>,
-}
-
-/// Whether a future has asked to be polled again: its task is woken for other reasons, too.
-struct Asks {
-    asked: AtomicBool,
-    task: Mutex<Option<Waker>>,
-}
-
-impl Asks {
-    fn poll(&self, cx: &Context<'_>) -> Poll<()> {
-        // Put there before it is looked whether somebody has asked: who asks later wakes it.
-        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        task.get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
-        drop(task);
-        if self.asked.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
-    }
-}
-
-impl Wake for Asks {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.asked.store(true, Ordering::Release);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(task) = task {
-            task.wake();
-        }
-    }
 }
 
 impl Pace {
@@ -65,7 +36,7 @@ impl Pace {
     /// Runs a handshake. A turn is held for one step only: who sends a byte a second holds nobody up.
     pub(super) async fn run<F: Future>(&self, handshake: F) -> F::Output {
         let mut handshake = pin!(handshake);
-        let asks = Arc::new(Asks { asked: AtomicBool::new(true), task: Mutex::new(None) });
+        let asks = Asks::new();
         let waker = Waker::from(Arc::clone(&asks));
         loop {
             poll_fn(|cx| asks.poll(cx)).await;
@@ -82,7 +53,7 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
     use tokio::sync::oneshot;

@@ -176,7 +176,9 @@ impl Histogram {
         if let Some(counter) = self.counts.get(place) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
-        self.sum.fetch_add(value, Ordering::Relaxed);
+        if value > 0 {
+            self.sum.fetch_add(value, Ordering::Relaxed);
+        }
     }
 
     /// Counts a duration; for units of time.

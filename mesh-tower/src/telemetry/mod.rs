@@ -137,7 +137,7 @@ pub struct Telemetry {
     decisions: Vec<(Counter, Counter)>,
     decision_time: Histogram,
     shadow_denied: Counter,
-    rules: RwLock<HashMap<Box<str>, Counter>>,
+    rules: RwLock<HashMap<RuleRef, Counter>>,
     handshakes: Vec<Counter>,
     handshake_time: Histogram,
     refused_connections: Counter,
@@ -264,7 +264,12 @@ impl Telemetry {
     #[must_use]
     pub fn rule_hits(&self) -> BTreeMap<String, u64> {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
-        rules.iter().map(|(rule, hits)| (rule.to_string(), hits.get())).collect()
+        let mut all = BTreeMap::<String, u64>::new();
+        for (rule, hits) in rules.iter() {
+            let sum = all.entry(rule.to_string()).or_default();
+            *sum = sum.saturating_add(hits.get());
+        }
+        all
     }
 
     /// The mean time from a request's head to its decision; zero before the first.
@@ -335,8 +340,11 @@ impl Telemetry {
     }
 
     pub(crate) fn count_decision(&self, allowed: bool, detail: &str, took: Duration) {
-        let word = detail.split(['[', '{']).next().unwrap_or_default();
-        let place = REASONS.iter().position(|reason| *reason == word);
+        let is_of = |reason: &&str| {
+            let rest = detail.strip_prefix(*reason);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '{']))
+        };
+        let place = REASONS.iter().position(is_of);
         let last = REASONS.len().saturating_sub(1);
         if let Some((allow, deny)) = self.decisions.get(place.unwrap_or(last)) {
             if allowed { allow.add(1) } else { deny.add(1) }
@@ -347,7 +355,7 @@ impl Telemetry {
     /// Counts a decision for the rule that made it.
     pub(crate) fn count_rule(&self, rule: &RuleRef) {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(hits) = rules.get(rule.id()) {
+        if let Some(hits) = rules.get(rule) {
             hits.add(1);
             return;
         }
@@ -357,7 +365,7 @@ impl Telemetry {
             return;
         }
         let make = || self.maker.counter("mesh_rule_hits_total", &rule_labels(rule.id()));
-        rules.entry(rule.id().into()).or_insert_with(make).add(1);
+        rules.entry(rule.clone()).or_insert_with(make).add(1);
     }
 
     pub(crate) fn count_shadow_denial(&self) {

@@ -4,7 +4,7 @@
 //! Kiali work as they are. No label's value comes from a request ([SEC-HTTP-12]): peers are
 //! verified and their number is bounded, the rest are codes and this service's own names.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use mesh_identity::SpiffeId;
@@ -140,8 +140,18 @@ pub(crate) struct PeerSeries {
     key: PeerKey,
     labels: PeerLabels,
     maker: Maker,
-    http: RwLock<Vec<Arc<HttpSeries>>>,
+    http: Place,
     tcp: RwLock<Option<Arc<TcpSeries>>>,
+}
+
+/// Where the series of an outcome is, or will be when the first request ends so. Each points to the
+/// next, so that nobody who counts waits for somebody else.
+type Place = OnceLock<Box<Kept>>;
+
+#[derive(Debug)]
+struct Kept {
+    series: Arc<HttpSeries>,
+    next: Place,
 }
 
 /// The labels that stay the same for a peer, in two parts: Istio has others between and behind.
@@ -192,27 +202,35 @@ impl PeerSeries {
 
     /// Counts a request that is over.
     pub(crate) fn count(&self, outcome: Outcome, amounts: &Amounts) {
-        let found = {
-            let all = self.http.read().unwrap_or_else(PoisonError::into_inner);
-            all.iter().find(|one| one.outcome == outcome).cloned()
-        };
-        found.unwrap_or_else(|| self.insert(outcome)).count(amounts);
+        let series = self.find(outcome, MOST_OUTCOMES);
+        // There are few coarse ones, so that they always have a place.
+        let series = series.or_else(|| self.find(outcome.coarse(), usize::MAX));
+        if let Some(series) = series {
+            series.count(amounts);
+        }
     }
 
-    fn insert(&self, outcome: Outcome) -> Arc<HttpSeries> {
-        let mut all = self.http.write().unwrap_or_else(PoisonError::into_inner);
-        let outcome = if all.len() < MOST_OUTCOMES { outcome } else { outcome.coarse() };
-        if let Some(found) = all.iter().find(|one| one.outcome == outcome) {
-            return Arc::clone(found);
+    /// The series of an outcome among the first ones; it is made where a place is left for it.
+    fn find(&self, outcome: Outcome, places: usize) -> Option<&HttpSeries> {
+        let make = || {
+            let labels = self.labels.http(outcome);
+            let series = Arc::new(HttpSeries::new(outcome, labels, &self.maker));
+            Box::new(Kept { series, next: Place::new() })
+        };
+        let mut place = &self.http;
+        for _ in 0..places {
+            let kept = place.get_or_init(make);
+            if kept.series.outcome == outcome {
+                return Some(&kept.series);
+            }
+            place = &kept.next;
         }
-        let labels = self.labels.http(outcome);
-        let made = Arc::new(HttpSeries::new(outcome, labels, &self.maker));
-        all.push(Arc::clone(&made));
-        made
+        None
     }
 
     pub(crate) fn http(&self) -> Vec<Arc<HttpSeries>> {
-        self.http.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let all = std::iter::successors(self.http.get(), |kept| kept.next.get());
+        all.map(|kept| Arc::clone(&kept.series)).collect()
     }
 
     /// The series of the peer's TCP connections, if there is one.

@@ -17,7 +17,7 @@ use hyper_util::server::conn::auto;
 use mesh_ca::Authority;
 use mesh_tower::authz::Semantics;
 use mesh_tower::identity::{BundleSet, MeshSettings, Workload};
-use mesh_tower::{Clock, ExtensionProviders, Mesh, Policies, RequestBody, SystemClock};
+use mesh_tower::{Clock, ExtensionProviders, Mesh, Permit, Policies, RequestBody, SystemClock};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -53,6 +53,8 @@ pub(crate) struct Seen {
     pub(crate) target: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// What authorizers handed on; only of an admitted request.
+    pub(crate) metadata: Value,
 }
 
 /// What the client got.
@@ -112,8 +114,11 @@ impl World {
                 let body = body.collect().await.unwrap().to_bytes();
                 let target = parts.uri.path_and_query().map(ToString::to_string);
                 let target = target.unwrap_or_default();
+                let permit = parts.extensions.get::<Permit>();
+                let metadata = permit.map(|permit| permit.metadata().clone().into());
+                let metadata = metadata.unwrap_or_default();
                 let (method, headers) = (parts.method, parts.headers);
-                diary.lock().unwrap().push(Seen { method, target, headers, body });
+                diary.lock().unwrap().push(Seen { method, target, headers, body, metadata });
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"served"))))
             }
         });
@@ -240,7 +245,13 @@ impl HttpServer {
         let body = body.collect().await.unwrap().to_bytes();
         let target = parts.uri.path_and_query().unwrap().to_string();
         let (method, headers) = (parts.method, parts.headers);
-        self.checks.lock().unwrap().push(Seen { method, target, headers, body });
+        self.checks.lock().unwrap().push(Seen {
+            method,
+            target,
+            headers,
+            body,
+            metadata: Value::Null,
+        });
         let act = self.acts.lock().unwrap().pop_front();
         match act.unwrap_or(Act::status(200)) {
             Act::Answer(response) => Ok(response),

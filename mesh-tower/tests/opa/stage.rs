@@ -13,8 +13,8 @@ use mesh_ca::Authority;
 use mesh_tower::authz::rego::{RegoOptions, RegoPolicy};
 use mesh_tower::identity::{BundleSet, MeshSettings, TrustDomain, Workload};
 use mesh_tower::{
-    Clock, ConnectionEvent, DecisionEvent, Mesh, Observer, Permit, Policies, RequestBody,
-    SystemClock,
+    Clock, ConnectionEvent, DecisionEvent, ExtensionProviders, Mesh, Observer, Permit, Policies,
+    Provider, RequestBody, SystemClock,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -43,8 +43,8 @@ impl Observer for Told {
     fn connection_refused(&self, _: &ConnectionEvent) {}
 }
 
-/// A mesh without policies, whose events somebody sees.
-fn observed(observer: Told) -> Mesh {
+/// A mesh whose events somebody sees.
+fn observed(observer: Told, providers: ExtensionProviders, policies: Policies) -> Mesh {
     let home: TrustDomain = "cluster.local".parse().unwrap();
     let now = SystemClock.now();
     let authority = Authority::new_root(&home, Duration::from_secs(24 * 3600), now).unwrap();
@@ -53,14 +53,15 @@ fn observed(observer: Told) -> Mesh {
     let bundles = BundleSet::from_bundles([authority.bundle()]).unwrap();
     Mesh::builder(Workload::new("shop"), MeshSettings::new(home))
         .observer(Arc::new(observer))
-        .build(Arc::new(svid), Arc::new(bundles), Policies::default())
+        .extension_providers(providers)
+        .build(Arc::new(svid), Arc::new(bundles), policies)
         .unwrap()
 }
 
 #[tokio::test]
 async fn events_name_the_revision_and_the_service_gets_the_metadata() {
     let told = Told::default();
-    let mesh = observed(told.clone());
+    let mesh = observed(told.clone(), ExtensionProviders::default(), Policies::default());
     let policy = RegoPolicy::compile(&[("p.rego", MODULE)], None, RegoOptions::default()).unwrap();
     let stage = waiting();
     mesh.set_rego(Some(stage.clone()));
@@ -95,4 +96,39 @@ async fn events_name_the_revision_and_the_service_gets_the_metadata() {
     let revision = Some("r7".to_owned());
     let told = told.0.lock().unwrap().clone();
     assert_eq!(told, [(false, None), (true, revision.clone()), (false, revision), (true, None)]);
+}
+
+/// The same where the policy is a provider of CUSTOM policies.
+#[tokio::test]
+async fn events_name_the_revision_of_a_provider_too() {
+    const ASK: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: ask, namespace: shop}
+spec:
+  action: CUSTOM
+  provider: {name: opa}
+  rules: [{to: [{operation: {paths: [/open, /closed]}}]}]
+";
+    let policy = RegoPolicy::compile(&[("p.rego", MODULE)], None, RegoOptions::default()).unwrap();
+    let stage = waiting();
+    stage.set_policy(Arc::new(policy.with_revision("r8")), Arc::default());
+    let providers = ExtensionProviders::default().with("opa", Provider::new(stage));
+    let (told, policies) = (Told::default(), Policies::read([("p.yaml", ASK)], "shop").unwrap());
+    let mesh = observed(told.clone(), providers, policies);
+    let service = tower::service_fn(|_: Request<RequestBody<Incoming>>| async {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { mesh.serve(listener, service, std::future::pending()).await });
+    for path in ["/open", "/closed", "/unasked"] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.read_to_string(&mut String::new()).await.unwrap();
+    }
+    let revision = Some("r8".to_owned());
+    let told = told.0.lock().unwrap().clone();
+    assert_eq!(told, [(true, revision.clone()), (false, revision), (true, None)]);
 }
