@@ -25,12 +25,12 @@ use mesh_authn::request::{
     Authentication, JSONWEBTOKEN_ON_RING, KeySets, RequestAuthentication, RequestAuthenticator,
     RequestView, TokenOptions,
 };
+use mesh_benches::service::{key_set, rsa_key};
 use mesh_identity::{MeshSettings, Workload};
 use ring::rand::SystemRandom;
-use ring::rsa::KeyPairComponents;
 use ring::signature::{
     self, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _,
-    RSA_PKCS1_SHA256, RsaKeyPair, RsaPublicKeyComponents, UnparsedPublicKey,
+    RSA_PKCS1_SHA256, RsaKeyPair, UnparsedPublicKey,
 };
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
@@ -81,20 +81,9 @@ struct Token {
 
 impl Signer {
     fn rs256() -> Self {
-        // The key of RFC 7515 appendix A.2, which everybody knows.
-        let jwk: Value = serde_json::from_str(include_str!("rfc7515-a2.json")).unwrap();
-        let part = |name: &str| URL_SAFE_NO_PAD.decode(jwk[name].as_str().unwrap()).unwrap();
-        let key = RsaKeyPair::from_components(&KeyPairComponents {
-            public_key: RsaPublicKeyComponents { n: part("n"), e: part("e") },
-            d: part("d"),
-            p: part("p"),
-            q: part("q"),
-            dP: part("dp"),
-            dQ: part("dq"),
-            qInv: part("qi"),
-        })
-        .unwrap();
-        let jwk = json!({"kty": "RSA", "alg": "RS256", "n": jwk["n"], "e": jwk["e"]});
+        let (key, jwks) = (rsa_key(), key_set());
+        let jwks: Value = serde_json::from_str(&jwks).unwrap();
+        let jwk = json!({"kty": "RSA", "alg": "RS256", "n": jwks["keys"][0]["n"], "e": jwks["keys"][0]["e"]});
         let public = key.public_key().as_ref().to_vec();
         Self { algorithm: "RS256", key: Key::Rsa(Box::new(key)), jwk, public }
     }

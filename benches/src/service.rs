@@ -19,12 +19,12 @@ use mesh_ca::Authority;
 use mesh_identity::{BundleSet, MeshSettings, SpiffeId, Workload, X509Svid};
 use mesh_tower::authn::peer::{ClientProtocol, ExpectedServer};
 use mesh_tower::{Clock as _, ConnectionInfo, Connector, Mesh, Policies, SystemClock};
-use ring::hmac;
+use ring::rand::SystemRandom;
+use ring::rsa::KeyPairComponents;
+use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair, RsaPublicKeyComponents};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower::{Layer as _, Service, ServiceExt as _};
-
-/// Shared by the token's issuer and the mesh.
-const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 /// Requests' paths have this before them, one for each of twenty policies.
 const POLICIES: usize = 20;
@@ -49,8 +49,31 @@ pub fn strict_policies() -> Policies {
 /// The issuer's key, as the mesh knows it.
 #[must_use]
 pub fn key_set() -> String {
-    let key = URL_SAFE_NO_PAD.encode(SECRET);
-    format!("{{\"keys\":[{{\"kty\":\"oct\",\"kid\":\"k\",\"alg\":\"HS256\",\"k\":\"{key}\"}}]}}")
+    let [n, e] = ["n", "e"].map(rsa_member);
+    let key = json!({"kty": "RSA", "kid": "k", "alg": "RS256", "n": n, "e": e});
+    json!({"keys": [key]}).to_string()
+}
+
+/// A member of the key of RFC 7515 appendix A.2, which everybody knows.
+fn rsa_member(name: &str) -> String {
+    let jwk: Value = serde_json::from_str(include_str!("rfc7515-a2.json")).unwrap();
+    jwk.get(name).and_then(Value::as_str).unwrap().to_owned()
+}
+
+/// The key of [`key_set`], to sign with.
+#[must_use]
+pub fn rsa_key() -> RsaKeyPair {
+    let part = |name: &str| URL_SAFE_NO_PAD.decode(rsa_member(name)).unwrap();
+    RsaKeyPair::from_components(&KeyPairComponents {
+        public_key: RsaPublicKeyComponents { n: part("n"), e: part("e") },
+        d: part("d"),
+        p: part("p"),
+        q: part("q"),
+        dP: part("dp"),
+        dQ: part("dq"),
+        qInv: part("qi"),
+    })
+    .unwrap()
 }
 
 fn policy_text() -> String {
@@ -226,12 +249,14 @@ where
 /// A bearer token for an hour.
 #[must_use]
 pub fn token() -> String {
-    let header = URL_SAFE_NO_PAD.encode("{\"alg\":\"HS256\",\"kid\":\"k\"}");
+    let header = URL_SAFE_NO_PAD.encode("{\"alg\":\"RS256\",\"kid\":\"k\"}");
     let expires = SystemClock.now().as_secs().saturating_add(3600);
     let claims = format!("{{\"iss\":\"issuer\",\"sub\":\"user\",\"exp\":{expires}}}");
     let text = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims));
-    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
-    format!("{text}.{}", URL_SAFE_NO_PAD.encode(hmac::sign(&key, text.as_bytes())))
+    let key = rsa_key();
+    let mut signature = vec![0; key.public().modulus_len()];
+    key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), text.as_bytes(), &mut signature).unwrap();
+    format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
 /// A request that the twentieth policy admits, if the token is [`token`].
