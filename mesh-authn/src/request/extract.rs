@@ -129,7 +129,8 @@ pub(super) fn values_of<'a>(
 }
 
 fn query_of(path_and_query: &str) -> Option<&str> {
-    path_and_query.split_once('?').map(|(_, query)| query)
+    let mark = memchr::memchr(b'?', path_and_query.as_bytes())?;
+    path_and_query.get(mark.checked_add(1)?..)
 }
 
 /// The query cut at ampersands, empty pieces included.

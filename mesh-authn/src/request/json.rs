@@ -38,7 +38,7 @@ pub(super) fn parse_object(text: &[u8], depth: usize) -> Result<Object, Unread> 
     // Once for all strings in it.
     let Ok(text) = std::str::from_utf8(text) else { return Err(Unread::NotAnObject) };
     let mut json = serde_json::Deserializer::from_str(text);
-    let work = Work::default();
+    let work = Work::new();
     let read = Strict { depth, work: &work }.deserialize(&mut json);
     let read = read.and_then(|value| json.end().map(|()| value));
     let members = match read {
@@ -79,8 +79,11 @@ fn map_memory(members: usize) -> usize {
     leaves.saturating_add(inner.saturating_mul(allocated(LEAF.saturating_add(CHILDREN))))
 }
 
+/// Items of lists for which there is room from the beginning: a kibibyte, beyond which allocators are
+/// slow.
+const ITEMS: usize = 31;
+
 /// What is shared by all values of a text while it is read.
-#[derive(Default)]
 struct Work {
     /// Items of lists that are not complete: a list gets memory when its length is known.
     items: RefCell<Vec<Value>>,
@@ -89,6 +92,11 @@ struct Work {
 }
 
 impl Work {
+    fn new() -> Self {
+        let items = RefCell::new(Vec::with_capacity(ITEMS));
+        Self { items, memory: Cell::new(0), too_deep: Cell::new(false) }
+    }
+
     fn add(&self, bytes: usize) {
         self.memory.set(self.memory.get().saturating_add(bytes));
     }

@@ -229,16 +229,17 @@ impl<'t> ParsedToken<'t> {
         if payload.trim_ascii() == b"null" {
             findings.push(Tolerance::NullPayload);
         }
-        string(&members, StringClaim::Issuer)?;
-        string(&members, StringClaim::Subject)?;
-        time(&members, TimeClaim::IssuedAt)?;
-        let not_before = time(&members, TimeClaim::NotBefore)?.unwrap_or(0);
-        let expires = time(&members, TimeClaim::Expires)?.unwrap_or(0);
+        let registered = Registered::of(&members);
+        string(registered.issuer, StringClaim::Issuer)?;
+        string(registered.subject, StringClaim::Subject)?;
+        time(registered.issued_at, TimeClaim::IssuedAt)?;
+        let not_before = time(registered.not_before, TimeClaim::NotBefore)?.unwrap_or(0);
+        let expires = time(registered.expires, TimeClaim::Expires)?.unwrap_or(0);
         if expires == 0 {
             findings.push(Tolerance::NoExpiry);
         }
-        string(&members, StringClaim::TokenId)?;
-        let audiences = audiences(&members)?;
+        string(registered.token_id, StringClaim::TokenId)?;
+        let audiences = audiences(registered.audience)?;
         let signature =
             base64url::decode(parts.signature, &mut findings).ok_or(Reason::SignatureBase64)?;
         Ok(Self {
@@ -269,13 +270,40 @@ fn object(text: &[u8], limits: TokenLimits, not_json: Reason) -> Result<json::Ob
     })
 }
 
-fn string(claims: &Map<String, Value>, claim: StringClaim) -> Result<(), Reason> {
-    let name = match claim {
-        StringClaim::Issuer => "iss",
-        StringClaim::Subject => "sub",
-        StringClaim::TokenId => "jti",
-    };
-    match claims.get(name) {
+/// The claims of RFC 7519, section 4.1, found in one walk.
+#[derive(Default)]
+struct Registered<'c> {
+    issuer: Option<&'c Value>,
+    subject: Option<&'c Value>,
+    audience: Option<&'c Value>,
+    expires: Option<&'c Value>,
+    not_before: Option<&'c Value>,
+    issued_at: Option<&'c Value>,
+    token_id: Option<&'c Value>,
+}
+
+impl<'c> Registered<'c> {
+    fn of(claims: &'c Map<String, Value>) -> Self {
+        let mut found = Self::default();
+        for (name, value) in claims {
+            let place = match name.as_str() {
+                "iss" => &mut found.issuer,
+                "sub" => &mut found.subject,
+                "aud" => &mut found.audience,
+                "exp" => &mut found.expires,
+                "nbf" => &mut found.not_before,
+                "iat" => &mut found.issued_at,
+                "jti" => &mut found.token_id,
+                _ => continue,
+            };
+            *place = Some(value);
+        }
+        found
+    }
+}
+
+fn string(value: Option<&Value>, claim: StringClaim) -> Result<(), Reason> {
+    match value {
         None | Some(Value::String(_)) => Ok(()),
         Some(_) => Err(Reason::ClaimNotString(claim)),
     }
@@ -283,13 +311,8 @@ fn string(claims: &Map<String, Value>, claim: StringClaim) -> Result<(), Reason>
 
 /// A time is a number x with 0 <= x < 2^64; anything else is an error, never an absence
 /// ([SEC-JWT-5], [SEM-ADV-67]).
-fn time(claims: &Map<String, Value>, claim: TimeClaim) -> Result<Option<u64>, Reason> {
-    let name = match claim {
-        TimeClaim::IssuedAt => "iat",
-        TimeClaim::NotBefore => "nbf",
-        TimeClaim::Expires => "exp",
-    };
-    let number = match claims.get(name) {
+fn time(value: Option<&Value>, claim: TimeClaim) -> Result<Option<u64>, Reason> {
+    let number = match value {
         None => return Ok(None),
         Some(Value::Number(number)) => number,
         Some(_) => return Err(Reason::ClaimNotNumber(claim)),
@@ -316,8 +339,8 @@ pub(super) fn whole_seconds(value: f64) -> Option<u64> {
 }
 
 /// `aud`: a string, or a list of strings ([SEC-JWT-6]).
-fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, Reason> {
-    match claims.get("aud") {
+fn audiences(value: Option<&Value>) -> Result<Vec<String>, Reason> {
+    match value {
         None => Ok(Vec::new()),
         Some(Value::String(one)) => Ok(vec![one.clone()]),
         Some(Value::Array(list)) => list

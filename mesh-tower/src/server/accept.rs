@@ -189,7 +189,7 @@ async fn shake_hands(
     mesh: &Mesh,
     pace: &Pace,
 ) -> Result<(ServerStream, ConnectionInfo), AcceptError> {
-    let (clock, grace) = (mesh.clock(), mesh.limits().expiry_grace);
+    let (clock, grace) = (mesh.clock(), mesh.limits().grace());
     let mode = snapshot.modes.mode(local.port());
     let plain = |stream| {
         let info = ConnectionInfo::new(peer, local, Security::Plaintext, grace);

@@ -46,8 +46,8 @@ pub struct Limits {
     ///
     /// Tokens are verified again for it; external authorizers and Rego are not asked again.
     pub denied_drain: Option<Duration>,
-    /// How long a connection outlives its peer's certificate, at most the clock skew you allow for
-    /// ([SEC-TLS-12]).
+    /// How long a connection outlives its peer's certificate, for clocks that differ: more than a
+    /// minute counts as a minute ([SEC-TLS-12]).
     pub expiry_grace: Duration,
     /// How old a connection may get; nothing is any age.
     pub connection_age: Option<Duration>,
@@ -59,6 +59,15 @@ pub struct Limits {
     pub headers: usize,
     /// Streams of one HTTP/2 connection.
     pub streams: u32,
+}
+
+/// How much clocks may differ.
+const MOST_GRACE: Duration = Duration::from_secs(60);
+
+impl Limits {
+    pub(crate) fn grace(&self) -> Duration {
+        self.expiry_grace.min(MOST_GRACE)
+    }
 }
 
 impl Default for Limits {

@@ -1,12 +1,12 @@
 //! When the server ends a connection, and that it does.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mesh_tower::Policies;
 
 use crate::support::{
-    STRICT, SetClock, authority, client, connect, drained, gone, hold_both, hold_plain, policies,
-    serve, svid, trust,
+    STRICT, SetClock, authority, client, client_mesh, connect, connector, drained, gone, hold_both,
+    hold_plain, policies, serve, svid, trust,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -72,6 +72,71 @@ async fn sec_tls_12_an_answer_under_way_arrives_and_announces_the_end() {
     gone(two_end).await;
 }
 
+/// [SEC-TLS-12] HTTP/1.1 says `connection: close` with the next answer, HTTP/2 says GOAWAY and ends
+/// without an error: no client is surprised.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_12_the_end_is_announced() {
+    let (authority, clock) = (authority(), SetClock::default());
+    let server = serve(&authority, &clock, Policies::none(), |limits| limits.drain = HOUR).await;
+    let short = svid(&authority, "client", Duration::from_secs(4));
+    let end = Duration::from_secs(short.not_after().as_secs());
+    let mesh = client_mesh(short, trust(&[&authority]), &SetClock::default());
+    let [(mut one, one_end), (mut two, two_end)] = hold_both(&connector(&mesh, &server)).await;
+    for held in [&mut one, &mut two] {
+        let answer = held.get("/").await.unwrap();
+        assert!(!answer.headers().contains_key("connection"), "{}", held.version());
+    }
+    // Both are asked before the certificate's end and answered after it.
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    tokio::time::sleep(end.saturating_sub(now + Duration::from_millis(200))).await;
+    let (first, second) = tokio::join!(one.get("/slow"), two.get("/slow"));
+    assert_eq!(first.unwrap().headers().get("connection").unwrap(), "close");
+    assert_eq!(second.unwrap().status(), 200);
+    for end in [one_end, two_end] {
+        let ended = tokio::time::timeout(crate::support::PATIENCE, end).await;
+        ended.expect("the connection ends").unwrap().expect("nothing is cut off");
+    }
+}
+
+/// [SEC-TLS-12] A grace keeps connections beyond the certificate's end, but not for longer than a
+/// minute, whatever it says; and it lets nobody in.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_12_a_grace_has_its_limit() {
+    let authority = authority();
+    for (grace, within, after) in [(50, 3610, 3655), (86_400, 3610, 3665)] {
+        let clock = SetClock::default();
+        let server = serve(&authority, &clock, Policies::none(), |limits| {
+            limits.expiry_grace = Duration::from_secs(grace);
+        })
+        .await;
+        // It must not end before its clients do.
+        let lasting = svid(&authority, "server", 10 * HOUR);
+        server.mesh.set_identity(lasting, trust(&[&authority])).unwrap();
+        let connector = client(&authority, HOUR, &server);
+        let mut held = hold_both(&connector).await;
+        for (held, _) in &mut held {
+            // A client is done with the handshake before the server is.
+            assert_eq!(held.status("/").await, Some(200), "{}", held.version());
+        }
+        clock.set(within);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        for (held, _) in &mut held {
+            let answer = held.get("/").await;
+            assert_eq!(answer.unwrap().status(), 200, "{} {grace}", held.version());
+        }
+        if let Ok(stream) = connect(&connector).await {
+            let (mut held, _end) = crate::support::hold(stream, 2).await;
+            assert_eq!(held.status("/").await, None, "a handshake after the end");
+        }
+        clock.set(after);
+        for (mut held, end) in held {
+            let status = held.status("/").await;
+            assert!(matches!(status, Some(403) | None), "{} {status:?}", held.version());
+            gone(end).await;
+        }
+    }
+}
+
 /// [SEC-TLS-12], [SEC-OPS-5] A clock set forward: the next request is refused at once, whether or
 /// not anybody has noticed the jump, and the connection ends.
 #[tokio::test(flavor = "multi_thread")]
@@ -129,8 +194,8 @@ async fn sec_tls_13_a_removed_authority_ends_its_peers_connections() {
     let out = hold_both(&client(&old, HOUR, &server)).await;
     let streaming = hold_both(&client(&old, HOUR, &server)).await;
     // The new authority's client must believe the old one's server.
-    let stays = crate::support::client_mesh(svid(&new, "client", HOUR), trust(&[&old]), &clock);
-    let stays = hold_both(&crate::support::connector(&stays, &server)).await;
+    let stays = client_mesh(svid(&new, "client", HOUR), trust(&[&old]), &clock);
+    let stays = hold_both(&connector(&stays, &server)).await;
     let mut bodies = Vec::new();
     for (mut held, end) in streaming {
         bodies.push((tokio::spawn(drained(held.get("/stream").await.unwrap())), held, end));

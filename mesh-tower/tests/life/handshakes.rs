@@ -23,7 +23,10 @@ use crate::support::{
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Connects to whatever listens there, expecting the identity `server`.
-async fn connect_to(mesh: &mesh_tower::Mesh, address: SocketAddr) -> Result<MeshStream, String> {
+pub(crate) async fn connect_to(
+    mesh: &mesh_tower::Mesh,
+    address: SocketAddr,
+) -> Result<MeshStream, String> {
     let expected = ExpectedServer::exact(id("server"));
     let connector = Connector::new(mesh.clone()).service("server", address, &expected);
     connect(&connector).await.map_err(|error| error.to_string())
@@ -61,16 +64,27 @@ async fn sec_tls_1_versions_of_a_server() {
 
 /// A ClientHello as older versions sent it: no extension says that more is known.
 fn old_hello(minor: u8) -> Vec<u8> {
-    let suites = [0xc0, 0x2b, 0xc0, 0x2f, 0x00, 0x2f, 0x00, 0x0a];
+    hello(minor, &SUITES, 0, &[])
+}
+
+/// ECDHE with AEAD, and what came before.
+const SUITES: [u8; 8] = [0xc0, 0x2b, 0xc0, 0x2f, 0x00, 0x2f, 0x00, 0x0a];
+
+/// The extension `extended_master_secret`.
+const MASTER_SECRET: [u8; 4] = [0, 23, 0, 0];
+
+/// A ClientHello of TLS 1.2 or older with one method of compression and some more extensions.
+fn hello(minor: u8, suites: &[u8], compression: u8, more: &[u8]) -> Vec<u8> {
     let mut body = vec![3, minor];
     body.extend([7; 32]);
-    body.extend([0, 0, 8]);
+    body.extend([0, 0, u8::try_from(suites.len()).unwrap()]);
     body.extend(suites);
-    body.extend([1, 0]);
+    body.extend([1, compression]);
     // supported_groups and signature_algorithms, without which nothing is looked at.
     let extensions = [0, 10, 0, 4, 0, 2, 0, 23, 0, 13, 0, 4, 0, 2, 4, 3];
-    body.extend([0, 16]);
+    body.extend([0, u8::try_from(extensions.len() + more.len()).unwrap()]);
     body.extend(extensions);
+    body.extend(more);
     let length = u8::try_from(body.len()).unwrap();
     [&[0x16, 3, 1, 0, length + 4, 1, 0, 0, length][..], &body].concat()
 }
@@ -109,6 +123,29 @@ async fn sec_tls_1_no_tls12_without_the_extended_master_secret() {
     let mut answer = Vec::new();
     drop(timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the server closes"));
     assert_eq!(answer, [0x15, 3, 3, 0, 2, 2, 40], "handshake_failure");
+}
+
+/// [SEC-TLS-1] In TLS 1.2 only ECDHE with AEAD, and no compression. The same hello with either is
+/// answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_1_what_tls12_may_be() {
+    const ALERT: u8 = 0x15;
+    const HANDSHAKE: u8 = 0x16;
+    let (authority, clock) = (authority(), SetClock::default());
+    let server = serve_tls12(&authority, &clock, policies(&[STRICT])).await;
+    for (what, suites, compression, answered) in [
+        ("ECDHE with AEAD", &SUITES[..], 0, HANDSHAKE),
+        ("ECDHE with CBC", &[0xc0, 0x09, 0xc0, 0x0a, 0xc0, 0x23], 0, ALERT),
+        ("static RSA", &[0x00, 0x9c, 0x00, 0x9d, 0x00, 0x2f], 0, ALERT),
+        ("finite fields", &[0x00, 0x9e, 0x00, 0x9f], 0, ALERT),
+        ("nothing encrypted", &[0xc0, 0x06, 0x00, 0x01], 0, ALERT),
+        ("compression", &SUITES, 1, ALERT),
+    ] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(&hello(3, suites, compression, &MASTER_SECRET)).await.unwrap();
+        let first = timeout(PATIENCE, stream.read_u8()).await.expect("an answer").unwrap();
+        assert_eq!(first, answered, "{what}");
+    }
 }
 
 /// [SEC-TLS-2] Without a certificate nothing is answered, in either version, and nothing that was
@@ -154,28 +191,6 @@ async fn sec_tls_3_a_certificate_without_its_key() {
     }
 }
 
-/// [SEC-TLS-4] A remembered chain is remembered for exactly its certificates and time: another order,
-/// a certificate more or less, another time, is another question.
-#[tokio::test(flavor = "multi_thread")]
-async fn sec_tls_4_what_was_seen_is_not_seen_for_others() {
-    let (own, other, clock) = (authority(), authority(), SetClock::default());
-    let server = serve(&own, &clock, policies(&[STRICT]), |_| {}).await;
-    let good = svid(&own, "client", HOUR);
-    let client = RawClient::new(Some(Shown::svid(&good)), TLS13).shared();
-    assert_eq!(ask(&client, server.address, "/").await.unwrap().1, 200);
-    // The leaf of a stranger before the good chain, and the reverse.
-    let bad = svid(&other, "client", HOUR);
-    for (leaf, key) in [(&bad, &bad), (&good, &bad)] {
-        let chain = [leaf.chain(), good.chain(), bad.chain()].concat();
-        let shown = Shown::of(chain, key);
-        let client = RawClient::new(Some(shown), TLS13).shared();
-        assert!(ask(&client, server.address, "/").await.is_err());
-    }
-    clock.set(7200);
-    let again = RawClient::new(Some(Shown::svid(&good)), TLS13).shared();
-    assert!(ask(&again, server.address, "/").await.is_err(), "remembered beyond its end");
-}
-
 /// [SEC-TLS-5] A server that is somebody else, with a certificate that is good, is not spoken to;
 /// a host that was not declared is not even connected to.
 #[tokio::test(flavor = "multi_thread")]
@@ -216,6 +231,14 @@ async fn sec_tls_6_unexpected_protocols() {
         let stream = open(&client.shared(), server.address).await.ok();
         let got = stream.as_ref().and_then(|stream| stream.get_ref().1.alpn_protocol());
         assert_eq!(got, agreed.map(str::as_bytes), "{offered:?}");
+    }
+    // A client that asks for none, and one that asks for what Istio's sidecars call `istio`, speak
+    // HTTP, which the layer guards (interfaces 2.8).
+    for offered in [vec![], vec![b"istio".to_vec()]] {
+        let mut client = RawClient::new(Some(shown.clone()), TLS13);
+        client.0.alpn_protocols = offered;
+        let (_, _, who) = ask(&client.shared(), server.address, "/who").await.unwrap();
+        assert!(who.ends_with("sa/client"), "{who}");
     }
     let mesh = client_mesh(svid(&authority, "client", HOUR), trust(&[&authority]), &clock);
     let shown = Shown::svid(&svid(&authority, "server", HOUR));
@@ -455,4 +478,34 @@ async fn sec_tls_15_a_server_that_floods_is_left() {
     assert!(read.is_err(), "200 key updates");
     assert!(!flooding.is_finished());
     flooding.abort();
+}
+
+/// [SEC-TLS-14] A server that says nothing, or a byte at a time, is left when the deadline of the
+/// handshake has passed.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_14_a_silent_server_is_left() {
+    let (authority, clock) = (authority(), SetClock::default());
+    let mesh = client_mesh(svid(&authority, "client", HOUR), trust(&[&authority]), &clock);
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dripping = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addresses = [&silent, &dripping].map(|listener| listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        // The head of a ServerHello of 16 kB, which rustls waits for.
+        let bytes = [&[0x16, 3, 3, 0x3f, 0xff, 2, 0, 0x3f, 0xfb][..], &[0; 4096]].concat();
+        let (mut stream, _) = dripping.accept().await.unwrap();
+        for byte in bytes {
+            if stream.write_all(&[byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let leaves = addresses.map(async |address| {
+        let begun = Instant::now();
+        let error = connect_to(&mesh, address).await.map(drop).unwrap_err();
+        assert!(error.contains("longer than 10 s"), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(13), "{:?}", begun.elapsed());
+    });
+    futures_util::future::join_all(leaves).await;
+    drop(silent);
 }

@@ -121,6 +121,29 @@ async fn sec_tls_2_plain_text_under_strict_is_reset() {
     }
 }
 
+/// [SEC-TLS-7] Whoever has not sent a byte yet is waited for in a task of his own: others are
+/// accepted meanwhile, in plain text and in TLS.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_7_silence_before_the_first_byte_keeps_nobody_out() {
+    let (authority, clock) = (authority(), SetClock::default());
+    for policy in [Policies::none(), policies(&[STRICT])] {
+        let permissive = policy.is_empty();
+        let server = serve(&authority, &clock, policy, |_| {}).await;
+        let mut silent = Vec::new();
+        for _ in 0..64 {
+            silent.push(TcpStream::connect(server.address).await.unwrap());
+        }
+        let begun = Instant::now();
+        let connector = client(&authority, HOUR, &server);
+        assert_eq!(hold_both(&connector).await[0].0.status("/").await, Some(200));
+        if permissive {
+            fresh(server.address).await;
+        }
+        assert!(begun.elapsed() < FRESH, "{:?}", begun.elapsed());
+        drop(silent);
+    }
+}
+
 /// [SEC-TLS-14] Handshakes in flight are bounded: the oldest give way, and a fresh client is served.
 #[tokio::test(flavor = "multi_thread")]
 async fn sec_tls_14_silent_handshakes_keep_nobody_out() {

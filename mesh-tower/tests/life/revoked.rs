@@ -3,18 +3,23 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::Request;
+use http_body_util::Empty;
+use hyper::body::Bytes;
 use mesh_ca::Authority;
 use mesh_tower::identity::{BundleSet, CrlSet, TrustBundle, X509Authority, X509Svid};
-use mesh_tower::{Clock as _, SystemClock};
+use mesh_tower::{Clock as _, MeshClient, SystemClock};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
     DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
 };
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use time::OffsetDateTime;
+use tower::ServiceExt as _;
 
+use crate::raw::uri;
 use crate::support::{
-    STRICT, SetClock, authority, client_mesh, connect, connector, drained, gone, hold_both,
+    STRICT, SetClock, authority, client_mesh, connect, connector, drained, gone, hold_both, id,
     policies, serve, svid, trust,
 };
 
@@ -41,11 +46,14 @@ impl Revoking {
     }
 
     pub(crate) fn client(&self, serial: u64) -> Arc<X509Svid> {
+        self.svid("client", serial)
+    }
+
+    fn svid(&self, account: &str, serial: u64) -> Arc<X509Svid> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.serial_number = Some(serial.into());
-        let id = "spiffe://cluster.local/ns/shop/sa/client";
-        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        params.subject_alt_names = vec![uri(id(account).as_str())];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().unwrap();
@@ -126,4 +134,32 @@ async fn sec_tls_13_a_revoked_certificate_loses_its_connections() {
     let error = server.mesh.set_identity(leaf, revoking.bundle(&own, 0)).unwrap_err();
     assert!(error.to_string().contains("older"), "{error}");
     assert_eq!(server.mesh.identity_error(), Some(error.to_string()));
+}
+
+/// [SEC-ID-14], [SEC-TLS-13] A server that a new list names loses its clients, streams included;
+/// another of the same authority keeps them, and no client comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_13_a_client_leaves_a_revoked_server() {
+    let (own, revoking, clock) = (authority(), Revoking::new(), SetClock::default());
+    let mesh = client_mesh(svid(&own, "client", HOUR), revoking.bundle(&own, 0), &clock);
+    let mut streams = Vec::new();
+    for serial in [1, 2] {
+        let server = serve(&own, &clock, policies(&[STRICT]), |_| {}).await;
+        server.mesh.set_identity(revoking.svid("server", serial), trust(&[&own])).unwrap();
+        let client: MeshClient<Empty<Bytes>> = connector(&mesh, &server).client();
+        let request = Request::get("https://server/stream").body(Empty::new()).unwrap();
+        let response = client.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        streams.push((server, client, tokio::spawn(drained(response))));
+    }
+    mesh.set_identity(svid(&own, "client", HOUR), revoking.bundle(&own, 1)).unwrap();
+    let [(out, _, ended), (stays, _, going_on)] = <[_; 2]>::try_from(streams).ok().unwrap();
+    let took = ended.await.unwrap();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let error = connect(&connector(&mesh, &out)).await.unwrap_err();
+    assert!(format!("{error:?}").contains("Revoked"), "{error:?}");
+    assert!(connect(&connector(&mesh, &stays)).await.is_ok());
+    // A new identity of the client's own leaves what streams alone.
+    assert!(!going_on.is_finished());
+    going_on.abort();
 }

@@ -13,12 +13,16 @@ use hyper::body::Bytes;
 use mesh_ca::{Authority, Ca, CaSettings, NoLog, Overlap, Rate, RotatedKey, RotationStep};
 use mesh_tower::identity::{BundleSet, TrustBundle};
 use mesh_tower::{Clock as _, Connector, Mesh, MeshClient, SystemClock};
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tower::ServiceExt as _;
 
+use crate::raw::{RawClient, Shown, TLS13, open};
 use crate::support::{
-    Held, STRICT, Server, SetClock, authority, client_mesh, connect, connector, hold, id, policies,
-    serve, svid, trust,
+    Held, PATIENCE, STRICT, Server, SetClock, authority, client_mesh, connect, connector, hold, id,
+    policies, serve, svid, trust,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -255,4 +259,37 @@ async fn sec_ca_6_a_root_rotates_under_load_and_nobody_fails() {
         root.filter(|(_, event)| event.step == want).count()
     };
     assert!(steps(RotationStep::Signs) >= 2 && steps(RotationStep::Removed) >= 2);
+}
+
+/// [SEC-TLS-11] A handshake that has begun ends with the identity with which it began; one that
+/// begins after a change has the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_11_a_running_handshake_ends_with_what_it_began_with() {
+    let (own, clock) = (authority(), SetClock::default());
+    let server = serve(&own, &clock, policies(&[STRICT]), |_| {}).await;
+    let leaf = |account| svid(&own, account, HOUR);
+    let config = RawClient::new(Some(Shown::svid(&leaf("client"))), TLS13).shared();
+    let name = rustls::pki_types::ServerName::try_from("server").unwrap();
+    let (first, second) = (leaf("server"), leaf("server"));
+    server.mesh.set_identity(Arc::clone(&first), trust(&[&own])).unwrap();
+    let mut client = rustls::ClientConnection::new(Arc::clone(&config), name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    let (head, tail) = hello.split_at(hello.len() / 2);
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    socket.write_all(head).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    server.mesh.set_identity(Arc::clone(&second), trust(&[&own])).unwrap();
+    let after = open(&config, server.address).await.unwrap();
+    let shown = |certificates: Option<&[CertificateDer<'_>]>| certificates.unwrap()[0].to_vec();
+    assert_eq!(shown(after.get_ref().1.peer_certificates()), second.chain()[0].to_vec());
+    socket.write_all(tail).await.unwrap();
+    while client.is_handshaking() {
+        let mut room = [0; 16 * 1024];
+        let read = timeout(PATIENCE, socket.read(&mut room)).await.expect("bytes").unwrap();
+        assert!(read > 0, "the handshake was broken off");
+        client.read_tls(&mut &room[..read]).unwrap();
+        client.process_new_packets().unwrap();
+    }
+    assert_eq!(shown(client.peer_certificates()), first.chain()[0].to_vec());
 }
