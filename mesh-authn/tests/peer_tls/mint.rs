@@ -134,6 +134,13 @@ impl Ca {
         Leaf { chain, key }
     }
 
+    /// A leaf for an RSA key.
+    pub(crate) fn rsa_leaf(&self, id: &str, pkcs8: &PrivatePkcs8KeyDer<'_>) -> Leaf {
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(pkcs8, &rcgen::PKCS_RSA_SHA256).unwrap();
+        let leaf = leaf_params(id).signed_by(&key, &self.issuer).unwrap().der().clone();
+        Leaf { chain: vec![leaf], key }
+    }
+
     pub(crate) fn svid(&self, id: &str) -> Arc<X509Svid> {
         self.leaf(&leaf_params(id)).svid()
     }

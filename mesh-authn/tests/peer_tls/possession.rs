@@ -1,10 +1,12 @@
 //! Whoever shows a certificate must have its key ([SEC-TLS-3]).
 
+use std::process::Command;
 use std::sync::Arc;
 
 use mesh_authn::peer::ExpectedServer;
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
@@ -235,4 +237,51 @@ fn sec_tls_3_signatures_that_prove_nothing() {
             assert!(matches!(by_client, Err(Failed::Client(_))), "{context}: {by_client:?}");
         }
     }
+}
+
+/// A signature that is right in every way, but of a scheme that TLS 1.3 has taken out of handshakes
+/// (RFC 8446 section 4.2.3): PKCS#1 by an RSA key. The same key with PSS is let in.
+#[test]
+fn sec_tls_3_no_pkcs1_in_tls13() {
+    let Some(pkcs8) = rsa_key() else { return };
+    let ca = Ca::new();
+    let (client, server) = (ca.rsa_leaf(CLIENT, &pkcs8), ca.rsa_leaf(SERVER, &pkcs8));
+    for (scheme, is_good) in
+        [(SignatureScheme::RSA_PSS_SHA256, true), (SignatureScheme::RSA_PKCS1_SHA256, false)]
+    {
+        let signs = |leaf| -> Arc<dyn SigningKey> { Arc::new(Always(key(leaf), scheme)) };
+        let keys = [signs(&client), signs(&server)];
+        let [by_server, by_client] = cheat(&ca, false, [&client, &server], keys);
+        assert_eq!(by_server.is_ok(), is_good, "{scheme:?}: {by_server:?}");
+        assert_eq!(by_client.is_ok(), is_good, "{scheme:?}: {by_client:?}");
+        if !is_good {
+            assert!(matches!(by_server, Err(Failed::Server(_))), "{by_server:?}");
+            assert!(matches!(by_client, Err(Failed::Client(_))), "{by_client:?}");
+        }
+    }
+}
+
+/// Signs by one scheme, whatever the other end offers.
+#[derive(Debug)]
+struct Always(Arc<dyn SigningKey>, SignatureScheme);
+
+impl SigningKey for Always {
+    fn choose_scheme(&self, _: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        self.0.choose_scheme(&[self.1])
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+/// A new RSA key in PKCS#8; ring makes none.
+fn rsa_key() -> Option<PrivatePkcs8KeyDer<'static>> {
+    let made = Command::new("openssl")
+        .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
+        .output();
+    if made.is_err() {
+        eprintln!("SKIPPED: there is no openssl to make an RSA key");
+    }
+    made.ok().map(|made| PrivatePkcs8KeyDer::from_pem_slice(&made.stdout).unwrap())
 }
