@@ -12,7 +12,7 @@
 )]
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,8 @@ struct Endpoint {
     address: SocketAddr,
     answer: Arc<Mutex<Vec<u8>>>,
     asked: Arc<AtomicUsize>,
+    /// A byte at a time.
+    drips: Arc<AtomicBool>,
 }
 
 impl Endpoint {
@@ -82,30 +84,42 @@ impl Endpoint {
         let address = listener.local_addr().unwrap();
         let answer: Arc<Mutex<Vec<u8>>> = Arc::default();
         let asked: Arc<AtomicUsize> = Arc::default();
+        let drips: Arc<AtomicBool> = Arc::default();
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let (told, count) = (Arc::clone(&answer), Arc::clone(&asked));
+        let (told, count, slowly) = (answer.clone(), asked.clone(), drips.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (acceptor, told, count) = (acceptor.clone(), told.clone(), count.clone());
+                let slowly = slowly.load(Ordering::SeqCst);
                 tokio::spawn(async move {
                     let Ok(mut stream) = acceptor.accept(stream).await else { return };
                     count.fetch_add(1, Ordering::SeqCst);
                     let mut room = [0; 4096];
                     drop(stream.read(&mut room).await);
                     let answer = told.lock().unwrap().clone();
-                    drop(stream.write_all(&answer).await);
-                    drop(stream.flush().await);
+                    for part in answer.chunks(if slowly { 1 } else { 1024 * 1024 }) {
+                        drop(stream.write_all(part).await);
+                        drop(stream.flush().await);
+                        if slowly {
+                            tokio::time::sleep(Duration::from_millis(200)).await;
+                        }
+                    }
                     drop(stream.shutdown().await);
                 });
             }
         });
-        Self { address, answer, asked }
+        Self { address, answer, asked, drips }
     }
 
     /// With a certificate of the web for `localhost`.
     async fn web() -> (Self, RootCertStore) {
+        Self::web_of("localhost").await
+    }
+
+    /// With a certificate of the web for some host.
+    async fn web_of(host: &str) -> (Self, RootCertStore) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let params = CertificateParams::new(vec![host.to_owned()]).unwrap();
         let certificate = params.self_signed(&key).unwrap().der().clone();
         let mut roots = RootCertStore::empty();
         roots.add(certificate.clone()).unwrap();
@@ -167,6 +181,15 @@ async fn sec_id_10_https_web() {
     assert_eq!(next(&mut source).await.unwrap(), domains(&["home.test"]));
     let error = next(&mut source).await.unwrap_err();
     assert!(error.contains("cannot connect"), "{error}");
+    // Nor whose certificate, though believed, is for another host.
+    let (other, other_roots) = Endpoint::web_of("other.localhost").await;
+    other.says("200 OK", "", &document(&partner, 7));
+    let of = FederatedBundle::new(other.bundle("partner.test", EndpointProfile::HttpsWeb), None);
+    let mut source = Federated::new(Some(home(&own)), [of]).with_web_roots(other_roots);
+    next(&mut source).await.unwrap();
+    let error = next(&mut source).await.unwrap_err();
+    assert!(error.contains("cannot connect"), "{error}");
+    assert_eq!(other.asked.load(Ordering::SeqCst), 0);
     // The own trust domain is not for others to say.
     let of = FederatedBundle::new(endpoint.bundle("home.test", EndpointProfile::HttpsWeb), None);
     let mut source = Federated::new(Some(home(&own)), [of]).with_web_roots(roots);
@@ -240,6 +263,19 @@ async fn sec_id_10_bad_answers_change_nothing() {
         assert!(timeout(Duration::from_millis(300), source.next()).await.is_err(), "asked again");
         assert_eq!(endpoint.asked.load(Ordering::SeqCst), 1);
     }
+    // Too much that does not say how much it will be, and does not end.
+    let (endpoint, roots) = Endpoint::web().await;
+    let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
+    let endless =
+        format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{}", chunk.repeat(17));
+    *endpoint.answer.lock().unwrap() = endless.into_bytes();
+    let of = endpoint.bundle("partner.test", EndpointProfile::HttpsWeb);
+    let of = FederatedBundle::new(of, Some(partner.bundle().clone()));
+    let mut source = Federated::new(Some(home(&own)), [of]).with_web_roots(roots);
+    next(&mut source).await.unwrap();
+    let error = next(&mut source).await.unwrap_err();
+    assert!(error.contains("too long"), "{error}");
+
     let (endpoint, roots) = Endpoint::web().await;
     endpoint.says("200 OK", "", &document(&authority("partner.test"), 3));
     let of = endpoint.bundle("partner.test", EndpointProfile::HttpsWeb);
@@ -250,8 +286,8 @@ async fn sec_id_10_bad_answers_change_nothing() {
     assert!(error.contains("spiffe_sequence is 3"), "{error}");
 }
 
-/// [SEC-ID-10] A server that says nothing costs ten seconds and no more, and meanwhile the own
-/// identity and other endpoints are served.
+/// [SEC-ID-10] A server that says nothing, or a byte at a time, costs ten seconds and no more, and
+/// meanwhile the own identity and other endpoints are served.
 #[tokio::test]
 async fn sec_id_10_a_silent_endpoint_holds_nobody_up() {
     let (own, partner) = (authority("home.test"), authority("partner.test"));
@@ -259,17 +295,24 @@ async fn sec_id_10_a_silent_endpoint_holds_nobody_up() {
     let url = format!("https://localhost:{}/", silent.local_addr().unwrap().port());
     let silent_one = "silent.test".parse().unwrap();
     let silent_one = FederationEndpoint::new(silent_one, &url, EndpointProfile::HttpsWeb).unwrap();
-    let (endpoint, roots) = Endpoint::web().await;
+    let (endpoint, mut roots) = Endpoint::web().await;
     endpoint.says("200 OK", "", &document(&partner, 1));
     let good = endpoint.bundle("partner.test", EndpointProfile::HttpsWeb);
-    let both = [silent_one, good].map(|one| FederatedBundle::new(one, None));
-    let mut source = Federated::new(Some(home(&own)), both).with_web_roots(roots);
+    let (dripping, web_roots) = Endpoint::web().await;
+    roots.extend(web_roots.roots.iter().cloned());
+    dripping.says("200 OK", "", &document(&authority("dripping.test"), 1));
+    dripping.drips.store(true, Ordering::SeqCst);
+    let slow = dripping.bundle("dripping.test", EndpointProfile::HttpsWeb);
+    let all = [silent_one, slow, good].map(|one| FederatedBundle::new(one, None));
+    let mut source = Federated::new(Some(home(&own)), all).with_web_roots(roots);
     let begun = Instant::now();
     assert_eq!(next(&mut source).await.unwrap(), domains(&["home.test"]));
     assert_eq!(next(&mut source).await.unwrap(), domains(&["home.test", "partner.test"]));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    let error = next(&mut source).await.unwrap_err();
-    assert!(error.contains("no answer in time"), "{error}");
+    for _ in 0..2 {
+        let error = next(&mut source).await.unwrap_err();
+        assert!(error.contains("no answer in time"), "{error}");
+    }
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
 }
 

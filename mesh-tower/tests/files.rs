@@ -14,6 +14,11 @@ use base64::engine::general_purpose::STANDARD;
 use mesh_ca::Authority;
 use mesh_tower::identity::{BundleSet, MeshSettings, Workload, X509Svid};
 use mesh_tower::{Clock, FileError, IdentityFiles, Mesh, Policies, SystemClock};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+};
+use time::OffsetDateTime;
 
 const POLL: Duration = Duration::from_millis(20);
 
@@ -134,6 +139,67 @@ async fn sec_ops_2_identity_files_rotate_and_bad_ones_change_nothing() {
     fs::remove_file(&data).unwrap();
     assert!(!changed(&mesh, settled).await);
     assert!(mesh.last_error().is_some(), "that the files are gone can be seen");
+}
+
+/// A list of an authority that revokes this serial number.
+fn list(issuer: &Issuer<'_, KeyPair>, number: u64, serial: u64) -> String {
+    let now = i64::try_from(SystemClock.now().as_secs()).unwrap();
+    let time = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap();
+    let params = CertificateRevocationListParams {
+        this_update: time(now - 60),
+        next_update: time(now + 3600),
+        crl_number: number.into(),
+        issuing_distribution_point: None,
+        revoked_certs: vec![RevokedCertParams {
+            serial_number: serial.into(),
+            revocation_time: time(now - 30),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    params.signed_by(issuer).unwrap().pem().unwrap()
+}
+
+/// [SEC-ID-14], [SEC-OPS-2] A file of revocation lists is read whole before it replaces the one in
+/// force; half of one, none and an older one change nothing.
+#[tokio::test]
+async fn sec_id_14_a_file_of_lists_is_read_before_it_replaces() {
+    let folder = Folder::new("lists");
+    let authority = authority();
+    write(&folder.0, &issue(&authority), &authority);
+    // Only the certificate's names and key count for a list.
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let other = params.self_signed(&key).unwrap().pem();
+    let roots = [authority.certificate_pem(), other].concat();
+    fs::write(folder.0.join("root-cert.pem"), roots).unwrap();
+    let issuer = Issuer::new(params, key);
+    let crl = folder.0.join("ca-crl.pem");
+    let files = IdentityFiles::istio("cluster.local".parse().unwrap(), &folder.0).with_crls(&crl);
+    assert!(
+        matches!(files.load(), Err(FileError::Io { .. })),
+        "lists that are asked for and not there"
+    );
+    fs::write(&crl, list(&issuer, 2, 7)).unwrap();
+    let (svid, bundles) = files.load().unwrap();
+    assert!(bundles.get("cluster.local").unwrap().crls().is_some());
+    let mesh = mesh(svid, bundles);
+    tokio::spawn(mesh.clone().keep_identity_fresh(files.watch(POLL)));
+    assert!(changed(&mesh, 1).await);
+    let settled = mesh.generation();
+    let newer = list(&issuer, 3, 8);
+    let older = list(&issuer, 1, 8);
+    for bad in [newer.get(..newer.len() / 2).unwrap(), "", "garbage", &older] {
+        fs::write(&crl, bad).unwrap();
+        assert!(!changed(&mesh, settled).await, "{bad:?} was taken");
+        assert!(mesh.last_error().is_some(), "{bad:?}");
+    }
+    fs::write(&crl, &newer).unwrap();
+    assert!(changed(&mesh, settled).await, "a newer list was not taken");
+    assert_eq!(mesh.last_error(), None);
 }
 
 const POLICY: &str = "apiVersion: security.istio.io/v1
