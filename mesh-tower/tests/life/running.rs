@@ -76,18 +76,24 @@ enum Kind {
     Both2,
     /// A stream to a handler that has not answered yet.
     Hold2,
+    /// A body of a megabyte that says so, to a handler that has not answered yet.
+    Length1,
+    /// The same on HTTP/2.
+    Length2,
     /// An answer that begins after the change, and then streams.
     Late1,
     /// Bytes to and fro after `101 Switching Protocols`, as WebSocket has it.
     Upgraded,
 }
 
-const ALL: [Kind; 7] = [
+const ALL: [Kind; 9] = [
     Kind::Answer1,
     Kind::Answer2,
     Kind::Both1,
     Kind::Both2,
     Kind::Hold2,
+    Kind::Length1,
+    Kind::Length2,
     Kind::Late1,
     Kind::Upgraded,
 ];
@@ -113,7 +119,7 @@ impl Stream {
         let (path, method) = match kind {
             Kind::Answer1 | Kind::Answer2 => ("/stream", Method::GET),
             Kind::Both1 | Kind::Both2 => ("/both", Method::POST),
-            Kind::Hold2 => ("/hold", Method::POST),
+            Kind::Hold2 | Kind::Length1 | Kind::Length2 => ("/hold", Method::POST),
             Kind::Late1 => ("/late", Method::GET),
             Kind::Upgraded => ("/upgrade", Method::GET),
         };
@@ -121,7 +127,7 @@ impl Stream {
         if let Some((name, value)) = header {
             request = request.header(name, value);
         }
-        let is_http2 = matches!(kind, Kind::Answer2 | Kind::Both2 | Kind::Hold2);
+        let is_http2 = matches!(kind, Kind::Answer2 | Kind::Both2 | Kind::Hold2 | Kind::Length2);
         request = if is_http2 {
             request.uri(format!("https://server{path}"))
         } else {
@@ -132,6 +138,9 @@ impl Stream {
         }
         if matches!(kind, Kind::Both2 | Kind::Hold2) {
             request = request.header("content-type", "application/grpc");
+        }
+        if matches!(kind, Kind::Length1 | Kind::Length2) {
+            request = request.header("content-length", "1000000");
         }
         let body = if method == Method::POST { ticks() } else { Empty::new().boxed_unsync() };
         let request = request.body(body).unwrap();
@@ -262,7 +271,16 @@ async fn sem_strict_18_how_each_kind_ends() {
     for stream in streams {
         let kind = stream.kind;
         let ended = timeout(PATIENCE, stream.ended).await.unwrap().unwrap();
-        let want = if matches!(kind, Kind::Hold2) { Ended::Status(200) } else { Ended::Cut };
+        let want = match kind {
+            Kind::Hold2 => Ended::Status(200),
+            Kind::Length1 | Kind::Length2 => Ended::Status(403),
+            Kind::Answer1
+            | Kind::Answer2
+            | Kind::Both1
+            | Kind::Both2
+            | Kind::Late1
+            | Kind::Upgraded => Ended::Cut,
+        };
         assert_eq!(ended, want, "{kind:?}");
     }
 }
