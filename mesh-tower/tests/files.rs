@@ -1,6 +1,11 @@
 //! Identity and policies from files that change under the mesh.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
 #![cfg(unix)]
 
 use std::fs;
