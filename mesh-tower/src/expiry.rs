@@ -14,7 +14,7 @@ use crate::mesh::Mesh;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A wall clock is read in whole seconds, so only a difference above one is a jump.
-const JUMP: i128 = 2;
+const JUMP: u128 = 2;
 
 /// The last second before the moment is waited for in steps, because the clock shows seconds.
 const STEP: Duration = Duration::from_millis(50);
@@ -92,7 +92,8 @@ impl ClockJumps {
         let mut watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
         // The runtime that it was started in may be gone.
         if watcher.as_ref().is_none_or(JoinHandle::is_finished) {
-            *watcher = Some(tokio::spawn(watch(clock, self.jumps.clone())));
+            let known = Reading::now(&*clock);
+            *watcher = Some(tokio::spawn(watch(clock, known, self.jumps.clone())));
         }
         self.jumps.subscribe()
     }
@@ -107,19 +108,35 @@ impl Drop for ClockJumps {
     }
 }
 
-async fn watch(clock: std::sync::Arc<dyn Clock>, jumps: watch::Sender<()>) {
-    let begun = monotonic();
-    let ahead = || {
-        let monotonic = i128::from(begun.elapsed().as_secs());
-        i128::from(clock.now().as_secs()).saturating_sub(monotonic)
-    };
-    let mut known = ahead();
+/// Both clocks, read together.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    wall: UnixTime,
+    monotonic: Instant,
+}
+
+impl Reading {
+    fn now(clock: &dyn Clock) -> Self {
+        Self { wall: clock.now(), monotonic: monotonic() }
+    }
+
+    /// By how many seconds the wall clock was set since an earlier reading.
+    fn set_since(self, earlier: Self) -> i128 {
+        let wall = i128::from(self.wall.as_secs()).saturating_sub(earlier.wall.as_secs().into());
+        let passed = self.monotonic.saturating_duration_since(earlier.monotonic).as_secs();
+        wall.saturating_sub(passed.into())
+    }
+}
+
+/// Compares the clocks with how they were at `known`, which is before anybody waits.
+async fn watch(clock: std::sync::Arc<dyn Clock>, mut known: Reading, jumps: watch::Sender<()>) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let seen = ahead();
-        if seen.abs_diff(known) >= JUMP.unsigned_abs() {
-            tracing::warn!(by_seconds = %seen.saturating_sub(known), "the wall clock was set");
-            known = seen;
+        let now = Reading::now(&*clock);
+        let set = now.set_since(known);
+        if set.unsigned_abs() >= JUMP {
+            tracing::warn!(by_seconds = set, "the wall clock was set");
+            known = now;
             jumps.send_replace(());
         }
     }

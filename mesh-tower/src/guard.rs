@@ -24,7 +24,9 @@ use rustls::pki_types::UnixTime;
 use serde_json::{Map, Value};
 
 use crate::connection::ConnectionInfo;
+use crate::custom::Answers;
 use crate::gather::{self, Host};
+use crate::handed::Handed;
 use crate::mesh::Mesh;
 use crate::record;
 use crate::refuse::Refusal;
@@ -46,12 +48,9 @@ pub(crate) struct Arrived {
 /// A request whose token is judged, too.
 #[derive(Debug)]
 pub(crate) struct Admitted {
-    pub(crate) info: ConnectionInfo,
-    pub(crate) host: Host,
+    pub(crate) arrived: Arrived,
     pub(crate) token: Option<VerifiedToken>,
-    pub(crate) client: ClientAddress,
-    /// What authorizers hand on.
-    pub(crate) metadata: Map<String, Value>,
+    pub(crate) handed: Handed,
 }
 
 /// Proof that every policy has admitted a request; handlers find it in its extensions.
@@ -64,7 +63,7 @@ pub struct Permit {
     info: ConnectionInfo,
     token: Option<VerifiedToken>,
     client: IpAddr,
-    metadata: Map<String, Value>,
+    handed: Handed,
 }
 
 impl Permit {
@@ -105,7 +104,7 @@ impl Permit {
     /// when they hand on nothing.
     #[must_use]
     pub fn metadata(&self) -> &Map<String, Value> {
-        &self.metadata
+        self.handed.members()
     }
 
     /// Asks the policies that admitted this request about a resource the handler has just loaded.
@@ -134,7 +133,7 @@ impl Permit {
         let path = scope.normalize(resource.path.as_bytes()).map_err(|_detail| AccessDenied)?;
         let http = HttpFacts::new(resource.method, "", &resource.attributes).with_path(&path);
         let client = ClientAddress::known(self.client);
-        let facts = facts(&self.info, http, self.token(), client);
+        let facts = facts(&self.info, http, self.token(), client, &self.handed);
         let decision = self.snapshot.policies.decide(&facts);
         record::resource(&self.mesh, &self.snapshot, &self.info, self.token(), resource, &decision);
         if decision.is_allow() { Ok(()) } else { Err(AccessDenied) }
@@ -164,32 +163,35 @@ pub(crate) enum Arrival {
 pub(crate) fn next_custom_connection(
     snapshot: &Snapshot,
     info: &ConnectionInfo,
+    handed: &Handed,
     progress: &mut CustomProgress,
 ) -> Result<Option<Arc<str>>, String> {
-    match tcp_policies(snapshot)?.next_custom(&connection_facts(info), progress) {
+    let facts = connection_facts(info, handed);
+    match tcp_policies(snapshot)?.next_custom(&facts, progress) {
         None => Ok(None),
         Some(CustomStep::Refuse(decision)) => Err(detail(&decision)),
         Some(CustomStep::Ask { provider, .. }) => Ok(Some(provider)),
     }
 }
 
-/// Judges a TCP connection that the providers `asked` have allowed; the reason where it is refused
-/// ([SEM-TCP-10]). So it is where a policy asks anybody else ([SEM-EXT-15]).
+/// Judges a TCP connection that the providers in `answers` have allowed; the reason where it is
+/// refused ([SEM-TCP-10]). So it is where a policy asks anybody else ([SEM-EXT-15]).
 ///
 /// Nothing of the connection has been read: it is judged before anybody speaks ([SEM-STRICT-09]).
 pub(crate) fn admit_connection(
     mesh: &Mesh,
     snapshot: &Arc<Snapshot>,
     info: &ConnectionInfo,
-    asked: &[Arc<str>],
+    answers: &Answers,
 ) -> Result<Permit, String> {
     let mut progress = CustomProgress::default();
-    while let Some(provider) = next_custom_connection(snapshot, info, &mut progress)? {
-        if !asked.contains(&provider) {
+    let Answers { allowed_by, handed } = answers;
+    while let Some(provider) = next_custom_connection(snapshot, info, handed, &mut progress)? {
+        if !allowed_by.contains(&provider) {
             return Err("ext_authz_error".to_owned());
         }
     }
-    let decision = tcp_policies(snapshot)?.decide(&connection_facts(info));
+    let decision = tcp_policies(snapshot)?.decide(&connection_facts(info, handed));
     if !decision.is_allow() {
         return Err(detail(&decision));
     }
@@ -199,7 +201,7 @@ pub(crate) fn admit_connection(
         info: info.clone(),
         token: None,
         client: info.peer_address().ip(),
-        metadata: Map::new(),
+        handed: handed.clone(),
     })
 }
 
@@ -207,12 +209,13 @@ fn tcp_policies(snapshot: &Snapshot) -> Result<&PolicySet, String> {
     snapshot.tcp_policies.as_ref().ok_or_else(|| "mesh_fault{no policies for TCP}".to_owned())
 }
 
-fn connection_facts(info: &ConnectionInfo) -> RequestFacts<'_> {
+fn connection_facts<'f>(info: &'f ConnectionInfo, handed: &'f Handed) -> RequestFacts<'f> {
     let source = info.peer_address().ip();
     RequestFacts::tcp(Some(source), Some(info.local_address()))
         .with_peer(info.peer().map_or(PeerIdentity::None, PeerIdentity::Svid))
         .with_client_address(ClientAddress::known(source))
         .with_sni(info.tls().and_then(|tls| tls.server_name.as_deref()))
+        .with_metadata(handed.by_filter())
 }
 
 /// Makes the request unambiguous; changes `parts` to what goes on.
@@ -250,18 +253,16 @@ pub(crate) fn arrive(
     Ok(Arrival::Judge(Arrived { info, host, client }))
 }
 
-/// The next thing to do for CUSTOM policies: they come first and never see claims
-/// ([SEM-EVAL-04]).
+/// The next thing to do for CUSTOM policies: they come first and never see claims ([SEM-EVAL-04]),
+/// but what the providers before them have handed on.
 pub(crate) fn next_custom(
     snapshot: &Snapshot,
     parts: &Parts,
     arrived: &Arrived,
+    handed: &Handed,
     progress: &mut CustomProgress,
 ) -> Option<CustomStep> {
-    let Arrived { info, host, client } = arrived;
-    with_facts(parts, info, host, None, *client, |facts| {
-        snapshot.policies.next_custom(facts, progress)
-    })
+    with_facts(parts, arrived, None, handed, |facts| snapshot.policies.next_custom(facts, progress))
 }
 
 /// Verifies the tokens of a request that no external authorizer has refused.
@@ -271,10 +272,9 @@ pub(crate) fn admit(
     arrived: Arrived,
     now: UnixTime,
 ) -> Result<Admitted, Refusal> {
-    let Arrived { info, host, client } = arrived;
-    let (token, effects) = authenticate(snapshot, parts, &info, &host, now)?;
+    let (token, effects) = authenticate(snapshot, parts, &arrived, now)?;
     apply(parts, &effects)?;
-    Ok(Admitted { info, host, token, client, metadata: Map::new() })
+    Ok(Admitted { arrived, token, handed: Handed::default() })
 }
 
 /// The key sets that a token of the request needs and that were never there. Only a hint: the
@@ -292,14 +292,13 @@ pub(crate) fn unfetched_keys<B>(snapshot: &Snapshot, request: &Request<B>) -> Ve
 fn authenticate(
     snapshot: &Snapshot,
     parts: &Parts,
-    info: &ConnectionInfo,
-    host: &Host,
+    arrived: &Arrived,
     now: UnixTime,
 ) -> Result<(Option<VerifiedToken>, Effects), Refusal> {
     let view = RequestView {
         method: &parts.method,
-        scheme: scheme(info),
-        host: host.as_str(),
+        scheme: scheme(&arrived.info),
+        host: arrived.host.as_str(),
         path_and_query: parts.uri.path_and_query().map_or("", PathAndQuery::as_str),
         headers: &parts.headers,
     };
@@ -357,13 +356,13 @@ pub(crate) fn judge_again(
     snapshot: &Snapshot,
     mut parts: Parts,
     arrived: Arrived,
-    metadata: Map<String, Value>,
+    handed: &Handed,
     now: UnixTime,
 ) -> Result<(), String> {
     let judged = catch_unwind(AssertUnwindSafe(|| {
         let admitted = admit(snapshot, &mut parts, arrived, now);
         let mut admitted = admitted.map_err(|refusal| refusal.detail)?;
-        admitted.metadata = metadata;
+        admitted.handed = handed.clone();
         let decision = decide(snapshot, &parts, &admitted);
         if decision.is_allow() { Ok(()) } else { Err(detail(&decision)) }
     }));
@@ -386,9 +385,9 @@ pub(crate) fn detail(decision: &Decision) -> String {
 
 /// The permit of a request that [`decide`] has allowed.
 pub(crate) fn permit(mesh: &Mesh, snapshot: &Arc<Snapshot>, admitted: Admitted) -> Permit {
-    let Admitted { info, token, client, metadata, host: _ } = admitted;
+    let Admitted { arrived: Arrived { info, client, host: _ }, token, handed } = admitted;
     let (mesh, snapshot) = (mesh.clone(), Arc::clone(snapshot));
-    Permit { mesh, snapshot, info, token, client: client.ip(), metadata }
+    Permit { mesh, snapshot, info, token, client: client.ip(), handed }
 }
 
 /// The client's address behind proxies ([SEC-AUTHZ-8]).
@@ -397,32 +396,25 @@ fn client(snapshot: &Snapshot, parts: &Parts, info: &ConnectionInfo) -> ClientAd
     client_address(&parts.headers, info.peer_address().ip(), peer, &snapshot.forwarded)
 }
 
-/// Lends the facts of an admitted request, with what authorizers said of it: conditions on
-/// `experimental.envoy.filters.http.ext_authz[…]` read that ([SEM-AUTHZ-75]).
+/// Lends the facts of an admitted request.
 fn with_all_facts<T>(
     parts: &Parts,
     admitted: &Admitted,
     ask: impl FnOnce(&RequestFacts<'_>) -> T,
 ) -> T {
-    let Admitted { info, host, token, client, metadata } = admitted;
-    let of_filters = (!metadata.is_empty()).then(|| {
-        let metadata = Value::Object(metadata.clone());
-        Map::from_iter([("envoy.filters.http.ext_authz".to_owned(), metadata)])
-    });
-    with_facts(parts, info, host, token.as_ref(), *client, |facts| {
-        ask(&facts.with_metadata(of_filters.as_ref()))
-    })
+    let Admitted { arrived, token, handed } = admitted;
+    with_facts(parts, arrived, token.as_ref(), handed, ask)
 }
 
 /// Lends the facts of a request to `ask`; nothing is copied.
 fn with_facts<T>(
     parts: &Parts,
-    info: &ConnectionInfo,
-    host: &Host,
+    arrived: &Arrived,
     token: Option<&VerifiedToken>,
-    client: ClientAddress,
+    handed: &Handed,
     ask: impl FnOnce(&RequestFacts<'_>) -> T,
 ) -> T {
+    let Arrived { info, host, client } = arrived;
     // [SEM-AUTHZ-70] CONNECT has no path, whatever the URI type says. An extended CONNECT
     // (RFC 8441) has one, and is judged as the GET with an upgrade that Envoy makes of it.
     let is_extended = parts.extensions.get::<hyper::ext::Protocol>().is_some();
@@ -435,16 +427,17 @@ fn with_facts<T>(
     if let Some(path) = &path {
         http = http.with_path(path);
     }
-    ask(&facts(info, http, token, client))
+    ask(&facts(info, http, token, *client, handed))
 }
 
-/// What is asked about, with what the connection proves and the token says: the facts of a request,
-/// and of a resource that a handler asks about.
+/// What is asked about, with what the connection proves, the token says and authorizers have handed
+/// on: the facts of a request, and of a resource that a handler asks about.
 fn facts<'f>(
     info: &'f ConnectionInfo,
     http: HttpFacts<'f>,
     token: Option<&'f VerifiedToken>,
     client: ClientAddress,
+    handed: &'f Handed,
 ) -> RequestFacts<'f> {
     let (source, local) = (info.peer_address().ip(), info.local_address());
     RequestFacts::http(Some(source), Some(local), http.with_scheme(scheme(info)))
@@ -452,6 +445,7 @@ fn facts<'f>(
         .with_token(token)
         .with_client_address(client)
         .with_sni(info.tls().and_then(|tls| tls.server_name.as_deref()))
+        .with_metadata(handed.by_filter())
 }
 
 fn scheme(info: &ConnectionInfo) -> &'static str {

@@ -24,6 +24,7 @@ mod flow;
 mod future;
 mod gather;
 mod guard;
+mod handed;
 #[cfg(feature = "axum")]
 mod handlers;
 mod layer;

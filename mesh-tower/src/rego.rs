@@ -217,12 +217,12 @@ impl RegoStage {
         let request = CheckRequest {
             parts,
             on: CheckConnection {
-                info: &admitted.info,
+                info: &admitted.arrived.info,
                 own_id: context.own_id,
                 now: context.now,
                 timeout: self.deadline,
             },
-            host: &admitted.host,
+            host: &admitted.arrived.host,
             body: body.as_ref(),
         };
         let input = input(&request, admitted.token.as_ref(), only);

@@ -22,13 +22,13 @@ use http_body::Body;
 use mesh_authz::ClientAddress;
 use mesh_identity::VerifiedToken;
 use rustls::pki_types::UnixTime;
-use serde_json::{Map, Value};
 use tokio::sync::{Notify, oneshot};
 
 use crate::body::ResponseBody;
 use crate::connection::ConnectionInfo;
 use crate::gather::Host;
 use crate::guard::{self, Admitted, Arrived};
+use crate::handed::Handed;
 use crate::mask;
 use crate::mesh::Mesh;
 use crate::refuse::{Refusal, RequestKind};
@@ -140,8 +140,7 @@ struct Entry {
     /// The configuration that has admitted it last.
     generation: u64,
     token_ends: Option<UnixTime>,
-    /// What authorizers handed on.
-    metadata: Map<String, Value>,
+    handed: Handed,
     /// Nothing where the request has taken over the whole connection.
     cut: Option<oneshot::Sender<()>>,
 }
@@ -239,7 +238,7 @@ fn judge(
     let Some((parts, arrived)) = entry.head.read(info) else {
         return Err("mesh_fault{a running request cannot be judged}".to_owned());
     };
-    guard::judge_again(snapshot, parts, arrived, entry.metadata.clone(), now)
+    guard::judge_again(snapshot, parts, arrived, &entry.handed, now)
 }
 
 /// Cuts a stream when its drain is over, unless it has ended by itself.
@@ -266,7 +265,7 @@ pub(crate) struct Running {
     head: Option<Head>,
     generation: u64,
     token_ends: Option<UnixTime>,
-    metadata: Map<String, Value>,
+    handed: Handed,
     kind: RequestKind,
     cut: Cut,
 }
@@ -314,7 +313,7 @@ impl Running {
             head: Some(head),
             generation: snapshot.generation,
             token_ends: None,
-            metadata: Map::new(),
+            handed: Handed::default(),
             kind,
             cut: Cut::default(),
         })
@@ -323,7 +322,7 @@ impl Running {
     /// The request was admitted. One whose own body is a stream is watched from now on.
     pub(crate) fn admitted<B: Body>(&mut self, admitted: &Admitted, body: &B) {
         self.token_ends = admitted.token.as_ref().and_then(VerifiedToken::ends);
-        self.metadata.clone_from(&admitted.metadata);
+        self.handed = admitted.handed.clone();
         if !is_short(body) {
             self.watch();
         }
@@ -373,8 +372,8 @@ impl Running {
     fn hand_over(&mut self, cut: Option<oneshot::Sender<()>>) -> bool {
         let Some(head) = self.head.take() else { return false };
         let Self { generation, token_ends, .. } = *self;
-        let metadata = std::mem::take(&mut self.metadata);
-        self.info.running().add(Entry { head, generation, token_ends, metadata, cut });
+        let handed = std::mem::take(&mut self.handed);
+        self.info.running().add(Entry { head, generation, token_ends, handed, cut });
         true
     }
 }

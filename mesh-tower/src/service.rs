@@ -339,7 +339,7 @@ where
             let context = Context { now, limits, own_id: snapshot.svid.id() };
             stage.ask(parts, &admitted, body, context, changes).await?;
         }
-        admitted.metadata = std::mem::take(&mut changes.metadata);
+        admitted.handed = std::mem::take(&mut changes.handed);
         let decision = fail_closed(|| Ok(decide(snapshot, parts, &admitted, body, record)))?;
         Ok((admitted, decision))
     }

@@ -8,6 +8,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use super::{Changes, RequestChanges};
 use crate::gather;
+use crate::handed;
 use crate::refuse::Refusal;
 
 /// They say where a message goes, where its body ends and what is between two ends of a connection
@@ -61,7 +62,7 @@ pub(crate) fn apply(
     }
     let response_headers = response_headers.into_iter().filter(|(name, _)| may_change(name));
     changes.response_headers.extend(response_headers);
-    changes.metadata.extend(dynamic_metadata);
+    changes.handed.add(handed::HTTP, dynamic_metadata);
     change_query(parts, &query_to_set, &query_to_remove)
 }
 

@@ -53,8 +53,8 @@ pub trait Authorizer: fmt::Debug + Send + Sync + 'static {
     /// Judges a request. Dropping the future gives up on the answer.
     fn check<'r>(&'r self, request: CheckRequest<'r>) -> CheckFuture<'r>;
 
-    /// Judges a TCP connection before a byte of it is read ([SEM-EXT-15]); what an answer would
-    /// change in a request is ignored. An authorizer that cannot be asked about connections, as
+    /// Judges a TCP connection before a byte of it is read ([SEM-EXT-15]); of what an answer
+    /// would change in a request, only the metadata counts. An authorizer that cannot be asked about connections, as
     /// none can unless it says so, gives no answer, and the connection is refused.
     fn check_connection<'r>(&'r self, _connection: CheckConnection<'r>) -> CheckFuture<'r> {
         Box::pin(ready(Err(CheckError::Encoding("it is a TCP connection"))))
@@ -234,8 +234,9 @@ pub struct RequestChanges {
     pub query_to_set: Vec<(String, String)>,
     /// Query parameters to remove, decoded.
     pub query_to_remove: Vec<String>,
-    /// What the service finds in [`crate::Permit::metadata`]; the client never sees it. Of two
-    /// authorizers that name the same member, the later one is heard.
+    /// What policies read by `experimental.envoy.filters.http.ext_authz[…]` (`network` on TCP), and
+    /// the service finds in [`crate::Permit::metadata`]; the client never sees it. Of two authorizers
+    /// that name the same member, the later one is heard.
     pub dynamic_metadata: serde_json::Map<String, serde_json::Value>,
     /// Which revision of a policy says so; told in [`crate::DecisionEvent::rego_revision`].
     pub revision: Option<Arc<str>>,

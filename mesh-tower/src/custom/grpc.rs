@@ -16,6 +16,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use mesh_authz::CheckSettings;
 use mesh_identity::SpiffeId;
+use prost::Message as _;
 use prost_types::value::Kind;
 use serde_json::{Map, Value};
 use tonic::body::Body;
@@ -35,6 +36,10 @@ use crate::client::Connector;
 
 /// The longest answer that is read.
 const MAX_ANSWER: usize = 256 * 1024;
+
+/// The longest dynamic metadata that is read. It is kept for as long as the request lives, and is
+/// some ten times as large then.
+const MAX_METADATA: usize = 64 * 1024;
 
 /// Tells an authorizer whether the body is cut off.
 const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
@@ -236,7 +241,6 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
 /// What Envoy 1.40.0 makes of an answer (interfaces of ext_authz, measured).
 fn read(answer: CheckResponse, strict: bool) -> Result<CheckAnswer, CheckError> {
     let code = answer.status.as_ref().map_or(0, |status| status.code);
-    let metadata = answer.dynamic_metadata.map(object).unwrap_or_default();
     match (code, answer.http_response) {
         (_, Some(HttpResponse::Error(error))) => {
             let status = error.status.map(|status| http_status(status.code)).transpose()?;
@@ -244,7 +248,7 @@ fn read(answer: CheckResponse, strict: bool) -> Result<CheckAnswer, CheckError> 
         }
         (0, Some(HttpResponse::Ok(ok))) => {
             let mut changes = allow(ok)?;
-            changes.dynamic_metadata = metadata;
+            changes.dynamic_metadata = metadata(&answer.dynamic_metadata)?;
             Ok(CheckAnswer::Allow(changes))
         }
         (0, Some(HttpResponse::Denied(_))) if strict => {
@@ -256,7 +260,7 @@ fn read(answer: CheckResponse, strict: bool) -> Result<CheckAnswer, CheckError> 
                 let denial = denied.is_some();
                 tracing::warn!(denial, "an authorizer answered without a status, which allows");
             }
-            let dynamic_metadata = metadata;
+            let dynamic_metadata = metadata(&answer.dynamic_metadata)?;
             Ok(CheckAnswer::Allow(RequestChanges { dynamic_metadata, ..RequestChanges::default() }))
         }
         (_, Some(HttpResponse::Denied(denied))) => deny(denied).map(CheckAnswer::Deny),
@@ -264,6 +268,14 @@ fn read(answer: CheckResponse, strict: bool) -> Result<CheckAnswer, CheckError> 
             Ok(CheckAnswer::Deny(Denial::new(StatusCode::FORBIDDEN, Bytes::new())))
         }
     }
+}
+
+fn metadata(encoded: &[u8]) -> Result<Map<String, Value>, CheckError> {
+    if encoded.len() > MAX_METADATA {
+        return Err(CheckError::Answer("the dynamic metadata is too long"));
+    }
+    let metadata = prost_types::Struct::decode(encoded);
+    metadata.map(object).map_err(|_detail| CheckError::Answer("the dynamic metadata"))
 }
 
 /// prost reads no message that is nested deeper than a hundred levels, which ends the recursion.

@@ -105,8 +105,10 @@ pub(super) struct HttpRequest {
 pub(super) struct CheckResponse {
     #[prost(message, optional, tag = "1")]
     pub(super) status: Option<Status>,
-    #[prost(message, optional, tag = "4")]
-    pub(super) dynamic_metadata: Option<prost_types::Struct>,
+    /// A `google.protobuf.Struct`, read only where the answer allows: a denial is one whatever is
+    /// in here.
+    #[prost(bytes = "vec", tag = "4")]
+    pub(super) dynamic_metadata: Vec<u8>,
     #[prost(oneof = "HttpResponse", tags = "2, 3, 5")]
     pub(super) http_response: Option<HttpResponse>,
 }

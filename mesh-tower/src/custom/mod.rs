@@ -42,26 +42,38 @@ pub(crate) use self::apply::{apply, may_change};
 use crate::body::RequestBody;
 use crate::connection::ConnectionInfo;
 use crate::guard::{self, Arrived};
+use crate::handed::{self, Handed};
 use crate::refuse::Refusal;
 use crate::server::Limits;
 use crate::snapshot::Snapshot;
 
-/// Asks about a TCP connection, one provider after the other; who has allowed it, or the reason why
-/// it is refused ([SEM-EXT-15]).
+/// What external authorizers have said of a TCP connection.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answers {
+    /// The providers that were asked; all have allowed it.
+    pub(crate) allowed_by: Vec<Arc<str>>,
+    pub(crate) handed: Handed,
+}
+
+/// Asks about a TCP connection, one provider after the other; the reason where it is refused
+/// ([SEM-EXT-15]).
 pub(crate) async fn ask_connection(
     snapshot: &Snapshot,
     info: &ConnectionInfo,
     now: UnixTime,
-) -> Result<Vec<Arc<str>>, String> {
-    let (mut progress, mut asked) = (CustomProgress::default(), Vec::new());
-    while let Some(name) = guard::next_custom_connection(snapshot, info, &mut progress)? {
+) -> Result<Answers, String> {
+    let (mut progress, mut answers) = (CustomProgress::default(), Answers::default());
+    while let Some(name) =
+        guard::next_custom_connection(snapshot, info, &answers.handed, &mut progress)?
+    {
         // The policies were compiled with these providers: one is always there.
         let provider = snapshot.providers.get(&name).ok_or("mesh_fault{nobody can be asked}")?;
         let semantics = snapshot.scope.semantics();
-        provider.ask_connection(info, snapshot.svid.id(), now, semantics).await?;
-        asked.push(name);
+        let asked = provider.ask_connection(info, snapshot.svid.id(), now, semantics).await?;
+        answers.handed.add(handed::NETWORK, asked.dynamic_metadata);
+        answers.allowed_by.push(name);
     }
-    Ok(asked)
+    Ok(answers)
 }
 
 /// What an authorizer needs to know beside the request.
@@ -76,8 +88,8 @@ pub(crate) struct Context<'a> {
 #[derive(Default)]
 pub(crate) struct Changes {
     pub(crate) response_headers: Vec<(HeaderName, HeaderValue)>,
-    /// For the service.
-    pub(crate) metadata: serde_json::Map<String, serde_json::Value>,
+    /// For policies and the service.
+    pub(crate) handed: Handed,
     /// Which revision of a policy was asked last, whatever it said.
     pub(crate) rego_revision: Option<Arc<str>>,
 }
@@ -104,7 +116,8 @@ impl Custom {
             return None;
         }
         let mut progress = CustomProgress::default();
-        let step = guard::next_custom(snapshot, parts, arrived, &mut progress)?;
+        let nothing = Handed::default();
+        let step = guard::next_custom(snapshot, parts, arrived, &nothing, &mut progress)?;
         Some(Self { progress, step })
     }
 
@@ -140,7 +153,8 @@ impl Custom {
                     apply(parts, asked, changes)?;
                 }
             }
-            next = guard::next_custom(snapshot, parts, arrived, &mut progress);
+            let handed = &changes.handed;
+            next = guard::next_custom(snapshot, parts, arrived, handed, &mut progress);
         }
         Ok(())
     }

@@ -216,27 +216,28 @@ impl Provider {
         }
     }
 
-    /// Asks about a TCP connection; the reason where it is refused ([SEM-EXT-15]).
+    /// Asks about a TCP connection; the reason where it is refused ([SEM-EXT-15]). Of the changes
+    /// only the metadata is one that a connection can have.
     pub(super) async fn ask_connection(
         &self,
         info: &ConnectionInfo,
         own_id: &SpiffeId,
         now: UnixTime,
         semantics: Semantics,
-    ) -> Result<(), String> {
+    ) -> Result<RequestChanges, String> {
         let strict = semantics.has(StrictRule::CustomLimits);
         let connection = CheckConnection { info, own_id, now, timeout: self.timeout(strict) };
         let check = || self.authorizer.check_connection(connection);
         match self.check(connection.timeout, check).await {
-            Ok(CheckAnswer::Allow(_)) => {
+            Ok(CheckAnswer::Allow(asked)) => {
                 count(&self.counts.allowed);
-                Ok(())
+                Ok(asked)
             }
             Ok(CheckAnswer::Deny(Denial { reason, .. })) => {
                 count(&self.counts.denied);
                 Err(denied(reason))
             }
-            Err(error) if self.forgives(&error, strict) => Ok(()),
+            Err(error) if self.forgives(&error, strict) => Ok(RequestChanges::default()),
             Err(_) => Err("ext_authz_error".to_owned()),
         }
     }

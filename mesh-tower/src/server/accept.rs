@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::handshakes::Handshakes;
+use super::handshakes::{Handshakes, Place};
 use super::life::Life;
 use super::pace::Pace;
 use super::proxy_protocol::{Source, read_header};
@@ -114,15 +114,22 @@ impl Acceptor {
         Self { mesh, handshakes, pace: Pace::new(), options: Arc::new(options), stopped }
     }
 
+    /// Takes a place for a handshake: in the order of arrival, which is not the order in which tasks
+    /// run, so that what is evicted is the oldest.
+    pub(super) fn place(&self) -> Place {
+        self.handshakes.begin()
+    }
+
     /// Takes a socket to the end of its handshake, within the deadline ([SEC-TLS-14]).
-    pub(crate) async fn accept(
+    pub(super) async fn accept(
         &self,
+        place: Place,
         stream: TcpStream,
         peer: SocketAddr,
         local: SocketAddr,
     ) -> Result<Accepted, AcceptError> {
         let begun = monotonic();
-        let done = self.shake(stream, peer, local).await;
+        let done = self.shake(place, stream, peer, local).await;
         let result = match &done {
             Ok(accepted) => match accepted.info.security() {
                 Security::MutualTls(_) => Handshake::MutualTls,
@@ -136,12 +143,12 @@ impl Acceptor {
 
     async fn shake(
         &self,
+        mut place: Place,
         mut stream: TcpStream,
         peer: SocketAddr,
         local: SocketAddr,
     ) -> Result<Accepted, AcceptError> {
         stream.set_nodelay(true).map_err(AcceptError::Io)?;
-        let mut place = self.handshakes.begin();
         let mut stopped = self.stopped.clone();
         let snapshot = self.mesh.snapshot();
         // What policies call the port is the workload's, wherever the network has moved it.

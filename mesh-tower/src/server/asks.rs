@@ -23,8 +23,11 @@ impl Asks {
     pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
         // Put there before it is looked whether somebody has asked: who asks later wakes it.
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        task.get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
+        let is_there = task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
+        let before = if is_there { None } else { task.replace(cx.waker().clone()) };
         drop(task);
+        // Not under the lock: whatever a waker does when it is dropped, it may be to wake.
+        drop(before);
         if self.asked.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
     }
 }

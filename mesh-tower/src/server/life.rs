@@ -1,7 +1,6 @@
 //! How long an accepted connection may live, and how it ends.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -9,6 +8,7 @@ use tokio::sync::watch;
 use super::limits::Limits;
 use crate::clock::monotonic;
 use crate::connection::{ConnectionInfo, Security};
+use crate::custom::Answers;
 use crate::cut::Cutter;
 use crate::expiry::Expiry;
 use crate::guard;
@@ -86,8 +86,8 @@ pub(crate) struct Life {
     verified_with: u64,
     /// The configuration that last admitted the connection as a whole, where it is judged as one.
     admitted_by: Option<u64>,
-    /// The providers of CUSTOM policies that have allowed it.
-    asked: Vec<Arc<str>>,
+    /// What external authorizers have said of it.
+    answers: Answers,
     /// When the next token ends of those that requests run on.
     token: Expiry,
     stopped: watch::Receiver<bool>,
@@ -112,7 +112,7 @@ impl Life {
             age: age.and_then(|age| monotonic().checked_add(age)),
             verified_with: snapshot.trust,
             admitted_by: None,
-            asked: Vec::new(),
+            answers: Answers::default(),
             token: Expiry::new(None),
             stopped,
             cutter: Some(cutter),
@@ -122,9 +122,9 @@ impl Life {
     /// The connection was admitted as a whole, and is judged as one from now on ([SEM-TCP-10]).
     /// External authorizers are not asked again; one that was not asked at all ends it
     /// ([SEM-EXT-15]).
-    pub(super) fn admitted_by(&mut self, snapshot: &Snapshot, asked: Vec<Arc<str>>) {
+    pub(super) fn admitted_by(&mut self, snapshot: &Snapshot, answers: Answers) {
         self.admitted_by = Some(snapshot.generation);
-        self.asked = asked;
+        self.answers = answers;
     }
 
     /// Resolves when the connection must begin to end. Where the reason is one, the layer refuses
@@ -189,7 +189,8 @@ impl Life {
         if self.admitted_by.is_some_and(|by| by != snapshot.generation)
             && self.mesh.limits().denied_drain.is_some()
         {
-            let admitted = guard::admit_connection(&self.mesh, &snapshot, &self.info, &self.asked);
+            let admitted =
+                guard::admit_connection(&self.mesh, &snapshot, &self.info, &self.answers);
             if let Err(detail) = admitted {
                 let peer = self.info.peer_address();
                 tracing::info!(%peer, detail, "open connection is no longer admitted");

@@ -48,8 +48,9 @@ where
         // The address that was connected to; on a wildcard listener it differs from the listener's.
         let local = stream.local_addr().unwrap_or(local);
         let (mesh, acceptor, handle) = (mesh.clone(), acceptor.clone(), handle.clone());
+        let place = acceptor.place();
         tokio::spawn(async move {
-            match acceptor.accept(stream, peer, local).await {
+            match acceptor.accept(place, stream, peer, local).await {
                 Ok(accepted) => {
                     // The connection's life holds what keeps the server waiting.
                     drop(acceptor);

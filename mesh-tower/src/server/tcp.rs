@@ -59,9 +59,9 @@ where
     let snapshot = mesh.snapshot();
     let asking = custom::ask_connection(&snapshot, &info, mesh.clock().now());
     let judged = tokio::select! {
-        asked = asking => asked.and_then(|asked| {
-            let permit = guard::admit_connection(mesh, &snapshot, &info, &asked)?;
-            life.admitted_by(&snapshot, asked);
+        answers = asking => answers.and_then(|answers| {
+            let permit = guard::admit_connection(mesh, &snapshot, &info, &answers)?;
+            life.admitted_by(&snapshot, answers);
             Ok(permit)
         }),
         end = life.over() => Err(format!("connection_ended{{{end}}}")),

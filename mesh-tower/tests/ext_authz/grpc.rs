@@ -92,15 +92,15 @@ pub(crate) struct Http {
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct CheckResponse {
     #[prost(message, optional, tag = "1")]
-    status: Option<RpcStatus>,
+    pub(crate) status: Option<RpcStatus>,
     #[prost(message, optional, tag = "2")]
-    denied: Option<Denied>,
+    pub(crate) denied: Option<Denied>,
     #[prost(message, optional, tag = "3")]
-    ok: Option<OkResponse>,
+    pub(crate) ok: Option<OkResponse>,
     #[prost(message, optional, tag = "4")]
-    metadata: Option<prost_types::Struct>,
+    pub(crate) metadata: Option<prost_types::Struct>,
     #[prost(message, optional, tag = "5")]
-    error: Option<Denied>,
+    pub(crate) error: Option<Denied>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -471,58 +471,6 @@ async fn sem_ext_12_allowing_answers_change_the_request() {
     );
     assert_eq!(served.headers["host"], "shop.example");
     assert!(!served.headers.contains_key("authorization"));
-}
-
-/// What an authorizer says of a request in `dynamic_metadata` reaches the service, and policies, as
-/// Envoy's filters see it.
-#[tokio::test]
-async fn sem_authz_75_metadata_of_an_answer_reaches_policies_and_the_service() {
-    use prost_types::value::Kind;
-    use prost_types::{ListValue, Struct, Value as Member};
-
-    const NOT_BLOCKED: &str = "
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: not-blocked, namespace: shop}
-spec:
-  action: DENY
-  rules:
-  - when: [{key: 'experimental.envoy.filters.http.ext_authz[tier]', values: [blocked]}]
-";
-    let server = Server::start().await;
-    let settings = CheckSettings::new(server.address.ip().to_string(), server.address.port());
-    let provider = Provider::new(GrpcAuthorizer::plain(&settings).unwrap());
-    let providers = ExtensionProviders::default().with("ext", provider);
-    let policies = [custom("ext"), NOT_BLOCKED.to_owned()];
-    let shop = World::start(providers, &policies, Semantics::strict()).await;
-    let member = |kind| Member { kind: Some(kind) };
-    let of = |members: Vec<(&str, Kind)>| Struct {
-        fields: members.into_iter().map(|(name, kind)| (name.to_owned(), member(kind))).collect(),
-    };
-    let told = |tier: &str| {
-        let list = [Kind::NumberValue(3.0), Kind::NumberValue(0.5), Kind::NumberValue(f64::NAN)];
-        let inner = of(vec![("yes", Kind::BoolValue(true)), ("none", Kind::NullValue(0))]);
-        of(vec![
-            ("tier", Kind::StringValue(tier.to_owned())),
-            ("list", Kind::ListValue(ListValue { values: list.map(member).into() })),
-            ("inner", Kind::StructValue(inner)),
-        ])
-    };
-    server.answer(CheckResponse { metadata: Some(told("gold")), ..code(0) });
-    assert_eq!(shop.get("/c").await.status, 200);
-    let want = json!({
-        "tier": "gold", "list": [3, 0.5, null], "inner": {"yes": true, "none": null},
-    });
-    assert_eq!(shop.served().unwrap().metadata, want);
-    server.answer(CheckResponse {
-        metadata: Some(told("blocked")),
-        ok: Some(OkResponse::default()),
-        ..code(0)
-    });
-    assert_eq!(shop.get("/c").await.status, 403);
-    // Nobody was asked, so nobody has said anything.
-    assert_eq!(shop.get("/other").await.status, 200);
-    assert_eq!(shop.served().unwrap().metadata, json!({}));
 }
 
 /// The strict option for answers that a half-written server gives.

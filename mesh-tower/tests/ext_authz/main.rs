@@ -13,6 +13,7 @@
 mod grpc;
 mod http_provider;
 mod in_process;
+mod metadata;
 mod tcp;
 mod vectors;
 mod world;

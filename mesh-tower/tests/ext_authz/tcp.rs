@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::grpc::{Act, Server, code};
+use crate::metadata::told;
 use crate::world::{HttpServer, entry, mesh, nobody};
 
 /// Longer than anything here should take.
@@ -156,4 +157,37 @@ async fn sem_ext_15_a_new_policy_ends_what_nobody_was_asked_about() {
     mesh.set_policies(policies(&custom("ext"))).unwrap();
     let closed = timeout(PATIENCE, unasked.read(&mut byte)).await.unwrap();
     assert!(matches!(closed, Ok(0) | Err(_)));
+}
+
+/// [SEM-AUTHZ-75] What an answer hands on about a connection is judged by as Envoy's filter for TCP
+/// has it, and is judged by again.
+#[tokio::test]
+async fn sem_authz_75_metadata_of_an_answer_reaches_policies_on_tcp() {
+    const NOT_BLOCKED: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: not-blocked, namespace: shop}
+spec:
+  action: DENY
+  rules:
+  - when: [{key: 'experimental.envoy.filters.network.ext_authz[tier]', values: [blocked]}]
+";
+    let server = Server::start().await;
+    let (mesh, address) =
+        serve("envoyExtAuthzGrpc", server.address, json!({}), Semantics::strict()).await;
+    let policies = |texts: &[&str]| {
+        let texts = ["a.yaml", "b.yaml"].into_iter().zip(texts.iter().copied());
+        Policies::read(texts, "shop").unwrap()
+    };
+    server.answer(told("blocked", code(0)));
+    let mut before = TcpStream::connect(address).await.unwrap();
+    assert!(greeting(&mut before).await, "nobody minds");
+    mesh.set_policies(policies(&[&custom("ext"), NOT_BLOCKED])).unwrap();
+    let mut byte = [0; 1];
+    let read = timeout(PATIENCE, before.read(&mut byte)).await.unwrap();
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    for (tier, admits) in [("gold", true), ("blocked", false)] {
+        server.answer(told(tier, code(0)));
+        assert_eq!(admitted(address).await, admits, "{tier}");
+    }
 }

@@ -17,7 +17,9 @@ use hyper_util::server::conn::auto;
 use mesh_ca::Authority;
 use mesh_tower::authz::Semantics;
 use mesh_tower::identity::{BundleSet, MeshSettings, Workload};
-use mesh_tower::{Clock, ExtensionProviders, Mesh, Permit, Policies, RequestBody, SystemClock};
+use mesh_tower::{
+    Clock, ExtensionProviders, Mesh, Permit, Policies, RequestBody, Resource, SystemClock,
+};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -55,6 +57,8 @@ pub(crate) struct Seen {
     pub(crate) body: Bytes,
     /// What authorizers handed on; only of an admitted request.
     pub(crate) metadata: Value,
+    /// What the policies say of the resource that the header `x-resource` names.
+    pub(crate) resource: Option<bool>,
 }
 
 /// What the client got.
@@ -117,8 +121,13 @@ impl World {
                 let permit = parts.extensions.get::<Permit>();
                 let metadata = permit.map(|permit| permit.metadata().clone().into());
                 let metadata = metadata.unwrap_or_default();
+                let resource = parts.headers.get("x-resource").map(|path| {
+                    let resource = Resource::new("GET", path.to_str().unwrap());
+                    permit.unwrap().authorize(&resource).is_ok()
+                });
                 let (method, headers) = (parts.method, parts.headers);
-                diary.lock().unwrap().push(Seen { method, target, headers, body, metadata });
+                let seen = Seen { method, target, headers, body, metadata, resource };
+                diary.lock().unwrap().push(seen);
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"served"))))
             }
         });
@@ -251,6 +260,7 @@ impl HttpServer {
             headers,
             body,
             metadata: Value::Null,
+            resource: None,
         });
         let act = self.acts.lock().unwrap().pop_front();
         match act.unwrap_or(Act::status(200)) {

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
@@ -166,6 +167,31 @@ async fn sec_tls_14_silent_handshakes_keep_nobody_out() {
         closed += usize::from(matches!(read.await, Ok(Err(_))));
     }
     assert!(closed >= 64 - 8, "{closed} of 64 gave way");
+}
+
+/// [SEC-TLS-14] Of many that arrive while the server is busy, the oldest give way, too: the order is
+/// that of arrival, not the one in which their tasks happen to run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn sec_tls_14_the_oldest_to_arrive_give_way() {
+    let (authority, clock) = (authority(), SetClock::default());
+    let server =
+        serve(&authority, &clock, policies(&[STRICT]), |limits| limits.handshakes = 8).await;
+    let connector = client(&authority, HOUR, &server);
+    let (busy, done) = std::sync::mpsc::channel::<()>();
+    let worker = tokio::spawn(async move { done.recv() });
+    let mut silent = Vec::new();
+    for _ in 0..64 {
+        let mut stream = std::net::TcpStream::connect(server.address).unwrap();
+        std::io::Write::write_all(&mut stream, b"\x16").unwrap();
+        silent.push(stream);
+    }
+    // The last one has arrived when it waits for the first time.
+    let mut last = std::pin::pin!(hold_both(&connector));
+    let arrives = |cx: &mut Context<'_>| Poll::Ready(last.as_mut().poll(cx).is_pending());
+    assert!(std::future::poll_fn(arrives).await);
+    drop(busy);
+    assert!(worker.await.unwrap().is_err());
+    assert_eq!(last.await[0].0.status("/").await, Some(200));
 }
 
 /// [SEC-TLS-6] Who agrees on one protocol and speaks the other is not answered.

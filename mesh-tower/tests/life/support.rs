@@ -293,19 +293,26 @@ impl Held {
             request = request.header("host", "server");
         }
         let request = request.body(Empty::new()).unwrap();
-        let answer = async {
-            match self {
-                Self::Http1(send) => {
-                    send.ready().await?;
-                    send.send_request(request).await
-                }
-                Self::Http2(send) => {
-                    send.ready().await?;
-                    send.send_request(request).await
-                }
+        let version = self.version();
+        let answer = timeout(PATIENCE, self.answer(request)).await;
+        assert!(answer.is_ok(), "{version} {path}: neither an answer nor an error in time");
+        answer.unwrap()
+    }
+
+    async fn answer(
+        &mut self,
+        request: Request<Empty<Bytes>>,
+    ) -> hyper::Result<Response<Incoming>> {
+        match self {
+            Self::Http1(send) => {
+                send.ready().await?;
+                send.send_request(request).await
             }
-        };
-        timeout(PATIENCE, answer).await.expect("an answer or an error in time")
+            Self::Http2(send) => {
+                send.ready().await?;
+                send.send_request(request).await
+            }
+        }
     }
 
     /// The status of a request whose body is read to its end; nothing when it fails.
