@@ -56,7 +56,7 @@ async fn once(connector: &Connector) -> Result<(), String> {
     let stream = connect(connector).await.map_err(|error| error.to_string())?;
     let version = if stream.info().alpn() == Some(b"h2") { 2 } else { 1 };
     let (mut held, _end) = hold(stream, version).await;
-    let response = held.get("/").await.map_err(|error| format!("{error:?}"))?;
+    let response = held.get("/").await?;
     expect_ok(response).await
 }
 

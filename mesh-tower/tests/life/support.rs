@@ -1,6 +1,7 @@
 //! A server in the mesh, clients with identities, and a clock that can be set.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Extension;
 use axum::routing::{get, post};
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
@@ -23,7 +25,7 @@ use mesh_tower::{
 };
 use rustls::pki_types::UnixTime;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tower::ServiceExt as _;
 
@@ -237,8 +239,15 @@ pub(crate) async fn connect(connector: &Connector) -> Result<MeshStream, Connect
     connector.clone().oneshot("https://server/".parse().unwrap()).await
 }
 
-/// One connection that the test holds, of either version.
-pub(crate) enum Held {
+/// One connection that the test holds.
+pub(crate) struct Held {
+    /// Nothing once the connection is gone.
+    send: Option<SendRequest>,
+    version: &'static str,
+    gone: watch::Receiver<()>,
+}
+
+enum SendRequest {
     Http1(http1::SendRequest<Empty<Bytes>>),
     Http2(http2::SendRequest<Empty<Bytes>>),
 }
@@ -262,57 +271,63 @@ pub(crate) async fn hold<T>(stream: T, version: u8) -> HeldWithEnd
 where
     T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
+    let (lives, gone) = watch::channel(());
     if version == 1 {
         let (send, connection) = http1::handshake(stream).await.unwrap();
-        (Held::Http1(send), tokio::spawn(connection))
+        let end = tokio::spawn(connection.inspect(|_| drop(lives)));
+        (Held { send: Some(SendRequest::Http1(send)), version: "HTTP/1.1", gone }, end)
     } else {
         let (send, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .handshake(stream)
             .await
             .unwrap();
-        (Held::Http2(send), tokio::spawn(connection))
+        let end = tokio::spawn(connection.inspect(|_| drop(lives)));
+        (Held { send: Some(SendRequest::Http2(send)), version: "HTTP/2", gone }, end)
     }
 }
 
 impl Held {
     pub(crate) fn version(&self) -> &'static str {
-        match self {
-            Self::Http1(_) => "HTTP/1.1",
-            Self::Http2(_) => "HTTP/2",
-        }
+        self.version
     }
 
-    pub(crate) async fn get(&mut self, path: &str) -> hyper::Result<Response<Incoming>> {
-        let authority = match self {
-            Self::Http1(_) => String::new(),
-            Self::Http2(_) => "https://server".to_owned(),
-        };
-        let mut request = Request::get(format!("{authority}{path}"));
-        if matches!(self, Self::Http1(_)) {
-            request = request.header("host", "server");
-        }
-        let request = request.body(Empty::new()).unwrap();
-        let version = self.version();
-        let answer = timeout(PATIENCE, self.answer(request)).await;
+    pub(crate) async fn get(&mut self, path: &str) -> Result<Response<Incoming>, String> {
+        let version = self.version;
+        let answer = timeout(PATIENCE, self.answer(path)).await;
         assert!(answer.is_ok(), "{version} {path}: neither an answer nor an error in time");
         answer.unwrap()
     }
 
-    async fn answer(
-        &mut self,
-        request: Request<Empty<Bytes>>,
-    ) -> hyper::Result<Response<Incoming>> {
-        match self {
-            Self::Http1(send) => {
-                send.ready().await?;
-                send.send_request(request).await
+    async fn answer(&mut self, path: &str) -> Result<Response<Incoming>, String> {
+        let failed = |error: hyper::Error| format!("{error:?}");
+        let request = match self.send {
+            Some(SendRequest::Http1(_)) => Request::get(path).header("host", "server"),
+            Some(SendRequest::Http2(_)) => Request::get(format!("https://server{path}")),
+            None => return Err("the connection is gone".to_owned()),
+        };
+        let request = request.body(Empty::new()).unwrap();
+        let answer = match &mut self.send {
+            Some(SendRequest::Http1(send)) => {
+                send.ready().await.map_err(failed)?;
+                send.send_request(request).boxed()
             }
-            Self::Http2(send) => {
-                send.ready().await?;
-                send.send_request(request).await
+            Some(SendRequest::Http2(send)) => {
+                send.ready().await.map_err(failed)?;
+                send.send_request(request).boxed()
             }
+            None => return Err("the connection is gone".to_owned()),
+        };
+        let mut answer = pin!(answer);
+        tokio::select! {
+            biased;
+            answer = answer.as_mut() => return answer.map_err(failed),
+            _ = self.gone.changed() => {}
         }
+        // A request that is sent in the moment in which the connection ends can stay in hyper's channel,
+        // where its sender keeps it: without this it would never fail.
+        self.send = None;
+        answer.await.map_err(failed)
     }
 
     /// The status of a request whose body is read to its end; nothing when it fails.
