@@ -1,13 +1,17 @@
 //! What issuers and authorities may say.
 
 use mesh_identity::x509::{Role, SvidError, verify_svid};
-use mesh_identity::{BundleSet, TrustBundle};
+use mesh_identity::{BundleSet, TrustBundle, X509Authority};
 use rcgen::{
-    BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose as Usage, date_time_ymd,
+    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose as Usage,
+    date_time_ymd,
+};
+use rustls_pki_types::{
+    AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm, alg_id,
 };
 
 use crate::mint::{
-    Ca, ID, NOW, algorithms, at, ca_params, copy, extension, leaf_params, tlv, uri, verify,
+    Ca, ID, NOW, algorithms, at, ca_params, copy, extension, leaf_params, rsa, tlv, uri, verify,
 };
 
 /// A leaf below an intermediate that an edit of a right one makes.
@@ -43,6 +47,46 @@ fn run(edit: impl FnOnce(&mut CertificateParams)) -> Result<(), SvidError> {
     let intermediate = root.sub(params);
     let chain = [intermediate.leaf(&leaf_params(ID)), intermediate.certificate.clone()];
     verify(&chain, &root.bundles()).map(drop)
+}
+
+/// Takes every RSA signature for a good one: the key's size is for us to judge.
+#[derive(Debug)]
+struct Credulous;
+
+impl SignatureVerificationAlgorithm for Credulous {
+    fn verify_signature(&self, _: &[u8], _: &[u8], _: &[u8]) -> Result<(), InvalidSignature> {
+        Ok(())
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::RSA_ENCRYPTION
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::RSA_PKCS1_SHA256
+    }
+}
+
+/// [SEC-ID-6] The rule holds for whoever vouches, too: whatever a provider's algorithms take, an
+/// issuer's or an authority's key is not too short, nor too long.
+#[test]
+fn sec_id_6_keys_of_issuers() {
+    let root = Ca::root("root");
+    let algorithms: Vec<_> = [&Credulous as &dyn SignatureVerificationAlgorithm]
+        .into_iter()
+        .chain(algorithms().iter().copied())
+        .collect();
+    for (bits, weak) in [(1024, true), (2047, true), (2048, false), (8192, false), (8193, true)] {
+        let issuer = root.leaf_for(&ca_params("intermediate"), &rsa(bits));
+        let signs = Issuer::new(ca_params("intermediate"), rsa(bits));
+        let key = KeyPair::generate().unwrap();
+        let leaf = leaf_params(ID).signed_by(&key, &signs).unwrap().der().clone();
+        let chain = [leaf, issuer.clone()];
+        let got = verify_svid(&chain, &root.bundles(), at(NOW), Role::Client, &algorithms);
+        let want = if weak { Err(SvidError::WeakKey) } else { Ok(()) };
+        assert_eq!(got.map(drop), want, "an issuer of {bits} bits");
+        assert_eq!(X509Authority::from_der(issuer).map(drop), want, "an authority, {bits} bits");
+    }
 }
 
 #[test]

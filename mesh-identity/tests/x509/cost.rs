@@ -10,7 +10,7 @@ use rcgen::{GeneralSubtree, KeyPair, NameConstraints, SanType};
 use rustls_pki_types::CertificateDer;
 
 use crate::mint::{
-    Ca, ID, NOW, algorithms, at, ca_params, copy, extension, leaf_params, uri, verify,
+    Ca, ID, NOW, algorithms, at, ca_params, copy, extension, leaf_params, rsa, uri, verify,
 };
 
 /// Without optimization, and beside other tests, the same takes some times as long.
@@ -63,6 +63,19 @@ fn sec_id_7_issuers_of_one_name() {
     });
     let bundles = BundleSet::from_bundles([bundle]).unwrap();
     assert!(timed("10 of one name, 40 roots of it", nine, &bundles).is_err());
+}
+
+/// A modulus that takes seconds to verify with is refused unused, wherever it stands.
+#[test]
+fn sec_id_7_a_huge_modulus() {
+    let root = Ca::root("root");
+    let huge = root.leaf_for(&leaf_params(ID), &rsa(16384));
+    assert_eq!(timed("leaf of 16384 bits", &[huge], &root.bundles()), Err(SvidError::WeakKey));
+    // Each of them may have signed the leaf.
+    let below = Ca::root("same").leaf(&leaf_params(ID));
+    let chain = [vec![below], vec![root.leaf_for(&ca_params("same"), &rsa(16384)); 9]].concat();
+    let chain = &chain[..MAX_CHAIN_CERTIFICATES];
+    assert!(timed("issuers of 16384 bits", chain, &root.bundles()).is_err());
 }
 
 /// Every issuer signed every other, so that paths multiply.

@@ -7,13 +7,13 @@ use mesh_identity::x509::SvidError;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose as Purpose, IsCa, KeyPair,
     KeyUsagePurpose as Usage, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
-    PKCS_RSA_SHA256, PublicKeyData, SanType, SignatureAlgorithm,
+    SanType,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
 use crate::mint::{
-    Ca, DAY_BEGINS, DAY_ENDS, ID, NOW, algorithms, at, extension, leaf_params, san, tlv, uri,
+    Ca, DAY_BEGINS, DAY_ENDS, ID, NOW, algorithms, at, extension, leaf_params, rsa, san, tlv, uri,
     verify,
 };
 
@@ -201,30 +201,6 @@ fn sec_id_2_a_flipped_bit_never_makes_another_identity() {
         );
         assert!(got.is_err(), "bit {position}");
     }
-}
-
-/// A public key that nobody has the private part of.
-struct Public(&'static SignatureAlgorithm, Vec<u8>);
-
-impl PublicKeyData for Public {
-    fn der_bytes(&self) -> &[u8] {
-        &self.1
-    }
-
-    fn algorithm(&self) -> &'static SignatureAlgorithm {
-        self.0
-    }
-}
-
-/// An RSA key of so many bits, the modulus odd and its top bit set.
-fn rsa(bits: usize) -> Public {
-    let mut modulus = vec![0x5b; bits.div_ceil(8)];
-    let unused = modulus.len() * 8 - bits;
-    modulus[0] = 0xff >> unused;
-    let modulus = [vec![0], modulus].concat();
-    let modulus = if modulus[1] & 0x80 == 0 { modulus[1..].to_vec() } else { modulus };
-    let key = [tlv(2, &modulus), tlv(2, &[1, 0, 1])].concat();
-    Public(&PKCS_RSA_SHA256, tlv(0x30, &key))
 }
 
 #[test]

@@ -6,8 +6,8 @@ use mesh_identity::x509::{Role, SvidError, VerifiedSvid, verify_svid};
 use mesh_identity::{BundleSet, TrustBundle, X509Authority};
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
-    date_time_ymd,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256,
+    PublicKeyData, SanType, SignatureAlgorithm, SigningKey, date_time_ymd,
 };
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
 
@@ -164,4 +164,35 @@ pub(crate) fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
     }
     der.extend_from_slice(content);
     der
+}
+
+/// A public key that nobody has the private part of.
+pub(crate) struct Public(&'static SignatureAlgorithm, Vec<u8>);
+
+impl PublicKeyData for Public {
+    fn der_bytes(&self) -> &[u8] {
+        &self.1
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.0
+    }
+}
+
+/// It signs nonetheless, and badly.
+impl SigningKey for Public {
+    fn sign(&self, _: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        Ok(vec![1; 256])
+    }
+}
+
+/// An RSA key of so many bits, the modulus odd and its top bit set.
+pub(crate) fn rsa(bits: usize) -> Public {
+    let mut modulus = vec![0x5b; bits.div_ceil(8)];
+    let unused = modulus.len() * 8 - bits;
+    modulus[0] = 0xff >> unused;
+    let modulus = [vec![0], modulus].concat();
+    let modulus = if modulus[1] & 0x80 == 0 { modulus[1..].to_vec() } else { modulus };
+    let key = [tlv(2, &modulus), tlv(2, &[1, 0, 1])].concat();
+    Public(&PKCS_RSA_SHA256, tlv(0x30, &key))
 }
