@@ -11,9 +11,9 @@ use mesh_tower::identity::{BundleSet, CrlSet, TrustBundle, X509Authority, X509Sv
 use mesh_tower::{Clock as _, MeshClient, SystemClock};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
-    DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
 };
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use tower::ServiceExt as _;
 
@@ -29,20 +29,35 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub(crate) struct Revoking {
     authority: X509Authority,
     issuer: Issuer<'static, KeyPair>,
+    /// What is sent along with its certificates.
+    along: Vec<CertificateDer<'static>>,
+}
+
+fn issuer_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, name);
+    params.subject_alt_names = vec![uri("spiffe://cluster.local")];
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 impl Revoking {
     pub(crate) fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, "revoking");
-        params.subject_alt_names = vec![SanType::URI("spiffe://cluster.local".try_into().unwrap())];
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().unwrap();
+        let (params, key) = (issuer_params("revoking"), KeyPair::generate().unwrap());
         let certificate = params.self_signed(&key).unwrap().der().clone();
         let authority = X509Authority::from_der(certificate).unwrap();
-        Self { authority, issuer: Issuer::new(params, key) }
+        Self { authority, issuer: Issuer::new(params, key), along: Vec::new() }
+    }
+
+    /// An issuer below it, with lists of its own.
+    fn below(&self, serial: u64) -> Self {
+        let (mut params, key) = (issuer_params("below"), KeyPair::generate().unwrap());
+        params.serial_number = Some(serial.into());
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        let authority = self.authority.clone();
+        Self { authority, issuer: Issuer::new(params, key), along: vec![certificate] }
     }
 
     pub(crate) fn client(&self, serial: u64) -> Arc<X509Svid> {
@@ -57,13 +72,18 @@ impl Revoking {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().unwrap();
-        let chain = vec![params.signed_by(&key, &self.issuer).unwrap().der().clone()];
+        let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        let chain = [vec![leaf], self.along.clone()].concat();
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
         Arc::new(X509Svid::from_der(chain, &key).unwrap())
     }
 
     /// The bundle with a list, the number of which is also how many serials from 1 are revoked.
     pub(crate) fn bundle(&self, server: &Authority, revoked: u64) -> Arc<BundleSet> {
+        self.bundle_of(server, &[self.list(revoked)])
+    }
+
+    fn list(&self, revoked: u64) -> CertificateRevocationListDer<'static> {
         let now = i64::try_from(SystemClock.now().as_secs()).unwrap();
         let time = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap();
         let params = CertificateRevocationListParams {
@@ -81,10 +101,17 @@ impl Revoking {
                 .collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        let list = params.signed_by(&self.issuer).unwrap();
+        params.signed_by(&self.issuer).unwrap().der().clone()
+    }
+
+    fn bundle_of(
+        &self,
+        server: &Authority,
+        lists: &[CertificateRevocationListDer<'_>],
+    ) -> Arc<BundleSet> {
         let mut bundle = TrustBundle::new("cluster.local".parse().unwrap())
             .with_authority(self.authority.clone())
-            .with_crls(CrlSet::from_der([list.der()]).unwrap());
+            .with_crls(CrlSet::from_der(lists).unwrap());
         for authority in server.bundle().x509_authorities() {
             bundle = bundle.with_authority(authority.clone());
         }
@@ -134,6 +161,45 @@ async fn sec_tls_13_a_revoked_certificate_loses_its_connections() {
     let error = server.mesh.set_identity(leaf, revoking.bundle(&own, 0)).unwrap_err();
     assert!(error.to_string().contains("older"), "{error}");
     assert_eq!(server.mesh.identity_error(), Some(error.to_string()));
+}
+
+/// [SEC-ID-14], [SEC-TLS-13] An issuer between that a new list names takes the connections of all its
+/// certificates with it, though no list names them; what another issuer vouches for stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_13_a_revoked_issuer_loses_its_connections() {
+    let (own, root, clock) = (authority(), Revoking::new(), SetClock::default());
+    let (out, stays) = (root.below(1), root.below(2));
+    let server = serve(&own, &clock, policies(&[STRICT]), |_| {}).await;
+    let leaf = svid(&own, "server", HOUR);
+    let lists = |revoked| root.bundle_of(&own, &[root.list(revoked), out.list(0), stays.list(0)]);
+    server.mesh.set_identity(leaf.clone(), lists(0)).unwrap();
+    let mut held = Vec::new();
+    for issuer in [&out, &stays] {
+        let mesh = client_mesh(issuer.client(10), trust(&[&own]), &SetClock::default());
+        let mut both = hold_both(&connector(&mesh, &server)).await;
+        for (held, _) in &mut both {
+            assert_eq!(held.status("/").await, Some(200), "{}", held.version());
+        }
+        held.push((mesh, both));
+    }
+    server.mesh.set_identity(leaf, lists(1)).unwrap();
+    let begun = Instant::now();
+    let [(out, ends), (_, stay)] = <[_; 2]>::try_from(held).ok().unwrap();
+    for (mut held, end) in ends {
+        let status = held.status("/").await;
+        assert!(matches!(status, Some(403) | None), "{}: {status:?}", held.version());
+        gone(end).await;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    for (mut held, _end) in stay {
+        assert_eq!(held.status("/").await, Some(200), "{}", held.version());
+    }
+    // In TLS 1.3 the client has finished before it hears of it.
+    let out = connector(&out, &server);
+    if connect(&out).await.is_ok() {
+        let [(mut one, _), _] = hold_both(&out).await;
+        assert_eq!(one.status("/").await, None, "a client of a revoked issuer got in");
+    }
 }
 
 /// [SEC-ID-14], [SEC-TLS-13] A server that a new list names loses its clients, streams included;
