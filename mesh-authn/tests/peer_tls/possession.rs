@@ -6,11 +6,20 @@ use std::sync::Arc;
 use mesh_authn::peer::ExpectedServer;
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::cipher::{
+    AeadKey, Iv, MessageDecrypter, MessageEncrypter, OutboundOpaqueMessage, OutboundPlainMessage,
+    Tls13AeadAlgorithm, UnsupportedOperationError,
+};
+use rustls::crypto::ring::cipher_suite;
+use rustls::crypto::{CipherSuiteCommon, CryptoProvider};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
-use rustls::{DigitallySignedStruct, SignatureAlgorithm, SignatureScheme};
+use rustls::{
+    ConnectionTrafficSecrets, ContentType, DigitallySignedStruct, HandshakeType,
+    SignatureAlgorithm, SignatureScheme, SupportedCipherSuite, Tls13CipherSuite,
+};
 
 use crate::handshake::{Failed, shake};
 use crate::mint::{CLIENT, Ca, Leaf, SERVER, leaf_params, provider};
@@ -284,4 +293,112 @@ fn rsa_key() -> Option<PrivatePkcs8KeyDer<'static>> {
         eprintln!("SKIPPED: there is no openssl to make an RSA key");
     }
     made.ok().map(|made| PrivatePkcs8KeyDer::from_pem_slice(&made.stdout).unwrap())
+}
+
+/// Encrypts as it should, but leaves a CertificateVerify out of what it is given.
+struct WithoutProof(&'static dyn Tls13AeadAlgorithm);
+
+impl Tls13AeadAlgorithm for WithoutProof {
+    fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
+        Box::new(LeavesOut(self.0.encrypter(key, iv)))
+    }
+
+    fn decrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageDecrypter> {
+        self.0.decrypter(key, iv)
+    }
+
+    fn key_len(&self) -> usize {
+        self.0.key_len()
+    }
+
+    fn extract_keys(
+        &self,
+        key: AeadKey,
+        iv: Iv,
+    ) -> Result<ConnectionTrafficSecrets, UnsupportedOperationError> {
+        self.0.extract_keys(key, iv)
+    }
+}
+
+struct LeavesOut(Box<dyn MessageEncrypter>);
+
+impl MessageEncrypter for LeavesOut {
+    fn encrypt(
+        &mut self,
+        message: OutboundPlainMessage<'_>,
+        sequence: u64,
+    ) -> Result<OutboundOpaqueMessage, rustls::Error> {
+        let mut payload = message.payload.to_vec();
+        if message.typ == ContentType::Handshake {
+            // A flight: type and length in three bytes, then the message, and the next one.
+            let mut kept = Vec::new();
+            let mut rest = payload.as_slice();
+            while let [kind, a, b, c, ..] = *rest {
+                let length = 4 + u32::from_be_bytes([0, a, b, c]) as usize;
+                let (one, others) = rest.split_at(length);
+                if HandshakeType::from(kind) != HandshakeType::CertificateVerify {
+                    kept.extend_from_slice(one);
+                }
+                rest = others;
+            }
+            payload = kept;
+        }
+        let payload = payload.as_slice().into();
+        self.0.encrypt(OutboundPlainMessage { payload, ..message }, sequence)
+    }
+
+    fn encrypted_payload_len(&self, length: usize) -> usize {
+        self.0.encrypted_payload_len(length)
+    }
+}
+
+/// Who shows a certificate and says nothing more of its key has shown nothing.
+#[test]
+fn sec_tls_3_no_proof_at_all() {
+    let ca = Ca::new();
+    let suite = cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().unwrap();
+    let without = Box::leak(Box::new(Tls13CipherSuite {
+        common: CipherSuiteCommon {
+            suite: suite.common.suite,
+            hash_provider: suite.common.hash_provider,
+            confidentiality_limit: suite.common.confidentiality_limit,
+        },
+        hkdf_provider: suite.hkdf_provider,
+        aead_alg: Box::leak(Box::new(WithoutProof(suite.aead_alg))),
+        quic: None,
+    }));
+    let bad = |suite| {
+        let provider = CryptoProvider { cipher_suites: vec![suite], ..(*provider()).clone() };
+        Arc::new(provider)
+    };
+    for (suite, is_good) in
+        [(SupportedCipherSuite::Tls13(suite), true), (SupportedCipherSuite::Tls13(without), false)]
+    {
+        let shows = |leaf: &Leaf| Arc::new(Shows::leaf(leaf));
+        let bad_client =
+            rustls::ClientConfig::builder_with_details(bad(suite), crate::mint::clock())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(Trusting))
+                .with_client_cert_resolver(shows(&ca.leaf(&leaf_params(CLIENT))));
+        let bad_server =
+            rustls::ServerConfig::builder_with_details(bad(suite), crate::mint::clock())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_cert_resolver(shows(&ca.leaf(&leaf_params(SERVER))));
+        let by_server = shake(Arc::new(bad_client), ca.server().config()).map(drop);
+        let by_client = shake(ca.client().config(), Arc::new(bad_server)).map(drop);
+        if is_good {
+            assert!(by_server.is_ok() && by_client.is_ok(), "{by_server:?} {by_client:?}");
+            continue;
+        }
+        let want = rustls::Error::InappropriateHandshakeMessage {
+            expect_types: vec![HandshakeType::CertificateVerify],
+            got_type: HandshakeType::Finished,
+        };
+        assert!(matches!(by_server, Err(Failed::Server(error)) if error == want));
+        assert!(matches!(by_client, Err(Failed::Client(error)) if error == want));
+    }
 }
