@@ -334,7 +334,7 @@ impl MessageEncrypter for LeavesOut {
             let mut kept = Vec::new();
             let mut rest = payload.as_slice();
             while let [kind, a, b, c, ..] = *rest {
-                let length = 4 + u32::from_be_bytes([0, a, b, c]) as usize;
+                let length = 4 + usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap();
                 let (one, others) = rest.split_at(length);
                 if HandshakeType::from(kind) != HandshakeType::CertificateVerify {
                     kept.extend_from_slice(one);
