@@ -4,14 +4,15 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Extensions, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
+use hyper_util::client::legacy::connect::{CaptureConnection, Connected, capture_connection};
 use mesh_identity::SpiffeId;
+use tokio::time::sleep;
 use tracing::Span;
 
 use super::body::OutboundBody;
@@ -23,6 +24,9 @@ use crate::record::grpc_status;
 use crate::refuse::RequestKind;
 use crate::telemetry::{Amounts, Flag, Outcome, PeerKey, Protection, Reporter};
 use crate::trace;
+
+/// How long an answer may still be under way inside the program when its connection is gone.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Follows one request from the client's hands to the end of its answer; what is known then is
 /// reported when it is dropped.
@@ -126,6 +130,34 @@ impl Call {
         }
     }
 
+    /// Resolves when the connection that the request was given to has been gone for a moment.
+    ///
+    /// hyper can keep a request that is sent while its connection ends, and nobody answers it then.
+    pub(super) fn abandoned(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut connection = self.connection.clone();
+        async move {
+            // Most are answered by then, and nothing more is done for them.
+            sleep(MOMENT).await;
+            loop {
+                let over = server(connection.wait_for_connection_metadata().await.as_ref());
+                let Some(over) = over else { return std::future::pending().await };
+                over.reuse.gone().await;
+                sleep(MOMENT).await;
+                // What a connection that breaks gives back goes over another one.
+                let last = server(connection.connection_metadata().as_ref());
+                if last.is_some_and(|last| Arc::ptr_eq(&last.reuse, &over.reuse)) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes note that the request was [`Call::abandoned`].
+    pub(super) fn lost(&mut self) {
+        (self.code, self.flag) = (503, Flag::BrokeOff);
+        self.server = self.connected_to();
+    }
+
     /// Takes note that there is no answer, with the status that Istio's sidecar would have given.
     pub(super) fn failed(&mut self, error: &legacy::Error) {
         let cause = error.source();
@@ -149,9 +181,8 @@ impl Call {
 
     /// The server of the connection that the request has gone over.
     fn connected_to(&self) -> Option<SpiffeId> {
-        let mut extras = Extensions::new();
-        self.connection.connection_metadata().as_ref()?.get_extras(&mut extras);
-        extras.get::<ServerInfo>().map(|server| server.peer().id().clone())
+        let server = server(self.connection.connection_metadata().as_ref())?;
+        Some(server.peer().id().clone())
     }
 
     /// Reports how the request ended.
@@ -200,6 +231,13 @@ impl Call {
             span.record("otel.status_code", "ERROR");
         }
     }
+}
+
+/// What our connector has said of a connection.
+fn server(connection: Option<&Connected>) -> Option<ServerInfo> {
+    let mut extras = Extensions::new();
+    connection?.get_extras(&mut extras);
+    extras.remove()
 }
 
 impl Drop for Call {

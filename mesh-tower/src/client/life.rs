@@ -8,6 +8,7 @@ use hyper_util::client::legacy::connect::CaptureConnection;
 use mesh_identity::VerifiedPeer;
 use mesh_identity::x509::CertificateProfile;
 use rustls::pki_types::UnixTime;
+use tokio::sync::watch;
 
 use crate::cut::Cutter;
 use crate::expiry::Expiry;
@@ -15,14 +16,29 @@ use crate::mesh::Mesh;
 use crate::snapshot::Snapshot;
 
 /// Whether further requests may go over a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Reuse {
     retired: AtomicBool,
     /// The pool's handle of the connection, with which the pool is told.
     pooled: Mutex<Option<CaptureConnection>>,
+    /// Closed when the connection is gone.
+    lives: watch::Receiver<()>,
 }
 
 impl Reuse {
+    /// For a connection that lives as long as the sender.
+    pub(super) fn new() -> (Arc<Self>, watch::Sender<()>) {
+        let (alive, lives) = watch::channel(());
+        let reuse = Self { retired: AtomicBool::new(false), pooled: Mutex::default(), lives };
+        (Arc::new(reuse), alive)
+    }
+
+    /// Resolves when the connection is gone.
+    pub(super) async fn gone(&self) {
+        // Nothing is ever sent.
+        self.lives.clone().changed().await.ok();
+    }
+
     pub(super) fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
     }
@@ -58,6 +74,8 @@ pub(super) struct ClientLife {
     mesh: Mesh,
     peer: VerifiedPeer,
     reuse: Arc<Reuse>,
+    /// Dropped with the life, which ends with the connection.
+    _alive: watch::Sender<()>,
     /// The trust that the server's chain was last verified with, and our own identity shown.
     verified_with: u64,
     retire: Expiry,
@@ -69,7 +87,7 @@ impl ClientLife {
         mesh: Mesh,
         snapshot: &Snapshot,
         peer: VerifiedPeer,
-        reuse: Arc<Reuse>,
+        (reuse, alive): (Arc<Reuse>, watch::Sender<()>),
     ) -> Self {
         let own = nearly_over(snapshot.svid.not_before(), snapshot.svid.not_after());
         let leaf = peer.chain().first().map(|leaf| CertificateProfile::parse(leaf));
@@ -80,7 +98,8 @@ impl ClientLife {
         };
         let retire = Expiry::new(Some(own.min(servers)));
         let end = Expiry::new(peer.not_after());
-        Self { mesh, peer, reuse, verified_with: snapshot.trust, retire, end }
+        let verified_with = snapshot.trust;
+        Self { mesh, peer, reuse, _alive: alive, verified_with, retire, end }
     }
 
     /// Retires the connection when it should not be used again, cuts it when it must not be used.

@@ -274,15 +274,16 @@ impl Connector {
         if !speaks(self.protocol, connection.alpn_protocol()) {
             return Err(ConnectError::Protocol);
         }
+        let (reuse, alive) = Reuse::new();
         let info = ServerInfo {
             peer,
             alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
             version: connection.protocol_version(),
-            reuse: Arc::default(),
+            reuse: Arc::clone(&reuse),
         };
         let (stream, cutter) = Cuttable::new(stream);
-        let (peer, reuse) = (info.peer.clone(), Arc::clone(&info.reuse));
-        let life = ClientLife::new(self.mesh.clone(), &snapshot, peer, reuse);
+        let peer = info.peer.clone();
+        let life = ClientLife::new(self.mesh.clone(), &snapshot, peer, (reuse, alive));
         tokio::spawn(life.watch(cutter));
         Ok(MeshStream::new(stream, info))
     }

@@ -59,7 +59,8 @@ pub struct MeshClient<B> {
 /// Why a request got no answer.
 #[derive(Debug)]
 pub struct ClientError {
-    inner: legacy::Error,
+    /// Nothing when the connection ended and took the request with it.
+    inner: Option<legacy::Error>,
 }
 
 impl ClientError {
@@ -77,7 +78,7 @@ impl ClientError {
     /// ```
     #[must_use]
     pub fn connect(&self) -> Option<&ConnectError> {
-        self.inner.source()?.downcast_ref()
+        self.inner.as_ref()?.source()?.downcast_ref()
     }
 }
 
@@ -92,7 +93,7 @@ impl fmt::Display for ClientError {
 
 impl StdError for ClientError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.inner.source()
+        self.inner.as_ref()?.source()
     }
 }
 
@@ -126,14 +127,22 @@ where
         let (mut call, request) = Call::begin(&self.connector, request);
         let answering = self.client.request(request).instrument(call.span().clone());
         Box::pin(async move {
-            match answering.await {
+            let answered = tokio::select! {
+                biased;
+                answered = answering => answered,
+                () = call.abandoned() => {
+                    call.lost();
+                    return Err(ClientError { inner: None });
+                }
+            };
+            match answered {
                 Ok(response) => {
                     call.answered(&response);
                     Ok(response.map(|body| ClientBody::new(body, call)))
                 }
                 Err(inner) => {
                     call.failed(&inner);
-                    Err(ClientError { inner })
+                    Err(ClientError { inner: Some(inner) })
                 }
             }
         })

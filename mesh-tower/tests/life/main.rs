@@ -10,6 +10,7 @@
     reason = "a test fails by panicking, and measures"
 )]
 
+mod abandoned;
 mod client;
 mod end;
 mod handshakes;

@@ -2,7 +2,7 @@
 //! a full handshake would give ([SEC-TLS-10]).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mesh_tower::authn::peer::ExpectedServer;
 use mesh_tower::{Connector, Policies};
@@ -159,5 +159,20 @@ async fn sec_tls_10_our_client_judges_what_it_resumes() {
         assert_eq!(shake().await, Ok(FULL), "what had expired is not kept");
         mesh.set_identity(own_svid(), trust(&[&own])).unwrap();
         assert!(shake().await.unwrap_err().contains("not verified"));
+    }
+}
+
+/// [SEC-TLS-10] With the system's own clock: a session outlives no certificate, however young it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn sec_tls_10_a_session_ends_with_its_certificate() {
+    for versions in [TLS13, TLS12] {
+        let (authority, clock) = (authority(), SetClock::default());
+        let server = serve_tls12(&authority, &clock, policies(&[STRICT])).await;
+        let short = svid(&authority, "client", Duration::from_secs(3));
+        let end = Duration::from_secs(short.not_after().as_secs());
+        let client = resuming(&Shown::svid(&short), versions, &server).await;
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        tokio::time::sleep((end + Duration::from_secs(1)).saturating_sub(now)).await;
+        assert_eq!(shake(&client, &server).await, None);
     }
 }
