@@ -27,6 +27,7 @@ use crate::support::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 const LEAF: Duration = Duration::from_millis(50);
+const CLIENTS: usize = 16;
 
 #[derive(Default)]
 struct Counts {
@@ -48,6 +49,37 @@ impl Counts {
     fn stale(&self, succeeded: bool) {
         self.stale_attempts.fetch_add(1, Ordering::Relaxed);
         self.wrong_successes.fetch_add(usize::from(succeeded), Ordering::Relaxed);
+    }
+}
+
+/// Which identity of the clients each request that is under way began with.
+#[derive(Default)]
+struct UnderWay {
+    identity: AtomicUsize,
+    /// One more than that; 0 where a client asks nothing.
+    began_with: [AtomicUsize; CLIENTS],
+}
+
+impl UnderWay {
+    fn begins(&self, client: usize) {
+        self.began_with[client].store(self.identity.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
+    }
+
+    fn ends(&self, client: usize) {
+        self.began_with[client].store(0, Ordering::SeqCst);
+    }
+
+    fn rotated(&self) {
+        self.identity.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Two roots overlap for longer than any request takes, also where the machine is busy.
+    async fn is_of_one_identity(&self) {
+        let current = self.identity.load(Ordering::SeqCst) + 1;
+        let is_old = |began: &AtomicUsize| (1..current).contains(&began.load(Ordering::SeqCst));
+        while self.began_with.iter().any(is_old) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }
 
@@ -81,7 +113,7 @@ where
 async fn one_second(
     (server, client): (&Server, &Mesh),
     (old, new): (&Authority, &Authority),
-    counts: &Counts,
+    (counts, under_way): (&Counts, &UnderWay),
 ) {
     let stale = client_mesh(svid(old, "client", HOUR), trust(&[old, new]), &SetClock::default());
     let stale = connector(&stale, server);
@@ -94,9 +126,13 @@ async fn one_second(
             8..14 => (new, trust(&[old, new])),
             _ => (new, trust(&[new])),
         };
+        if step == 14 {
+            under_way.is_of_one_identity().await;
+        }
         if matches!(step, 0 | 8 | 14) {
             // Clients rotate less often than the server, so that connections are kept.
             client.set_identity(svid(signer, "client", HOUR), Arc::clone(&roots)).unwrap();
+            under_way.rotated();
         }
         server.mesh.set_identity(svid(signer, "server", HOUR), roots).unwrap();
         if step > 15 {
@@ -119,15 +155,18 @@ async fn sec_tls_11_rotation_under_load_loses_nothing_and_lets_nobody_in() {
     let client = client_mesh(svid(&old, "client", HOUR), trust(&[&old]), &SetClock::default());
     let counts = [0, 1].map(|_| Arc::new(Counts::default()));
     let stop = Arc::new(AtomicBool::new(false));
+    let under_way = Arc::new(UnderWay::default());
     let mut tasks = Vec::new();
-    for at in 0..16 {
+    for at in 0..CLIENTS {
         let keeps = at % 2 == 1;
         let (counts, stop) = (Arc::clone(&counts[usize::from(keeps)]), Arc::clone(&stop));
-        let connector = connector(&client, &server);
+        let (connector, under_way) = (connector(&client, &server), Arc::clone(&under_way));
         tasks.push(tokio::spawn(async move {
             let pool = connector.client();
             while !stop.load(Ordering::Relaxed) {
+                under_way.begins(at);
                 let result = if keeps { pooled(&pool).await } else { once(&connector).await };
+                under_way.ends(at);
                 counts.answered(result);
                 // Somebody else needs the machine, too.
                 tokio::time::sleep(Duration::from_millis(if keeps { 5 } else { 30 })).await;
@@ -137,7 +176,7 @@ async fn sec_tls_11_rotation_under_load_loses_nothing_and_lets_nobody_in() {
     let begun = Instant::now();
     for _ in 0..seconds {
         let new = authority();
-        one_second((&server, &client), (&old, &new), &counts[0]).await;
+        one_second((&server, &client), (&old, &new), (&counts[0], &under_way)).await;
         old = new;
     }
     stop.store(true, Ordering::Relaxed);
