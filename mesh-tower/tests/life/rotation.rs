@@ -3,8 +3,8 @@
 //! Five seconds here; `MESH_ROTATION_SECONDS=60 cargo test -p mesh-tower --test life rotation --
 //! --nocapture` is the long run with its table.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use http::Request;
@@ -27,7 +27,6 @@ use crate::support::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 const LEAF: Duration = Duration::from_millis(50);
-const CLIENTS: usize = 16;
 
 #[derive(Default)]
 struct Counts {
@@ -52,21 +51,24 @@ impl Counts {
     }
 }
 
-/// Which identity of the clients each request that is under way began with.
+/// The requests that are under way, by the identity of the clients that they began with.
 #[derive(Default)]
 struct UnderWay {
     identity: AtomicUsize,
-    /// One more than that; 0 where a client asks nothing.
-    began_with: [AtomicUsize; CLIENTS],
+    began_with: Mutex<Vec<usize>>,
 }
 
 impl UnderWay {
-    fn begins(&self, client: usize) {
-        self.began_with[client].store(self.identity.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
+    fn begins(&self) -> usize {
+        let identity = self.identity.load(Ordering::SeqCst);
+        self.began_with.lock().unwrap().push(identity);
+        identity
     }
 
-    fn ends(&self, client: usize) {
-        self.began_with[client].store(0, Ordering::SeqCst);
+    fn ends(&self, identity: usize) {
+        let mut began = self.began_with.lock().unwrap();
+        let at = began.iter().position(|one| *one == identity).unwrap();
+        began.swap_remove(at);
     }
 
     fn rotated(&self) {
@@ -75,9 +77,8 @@ impl UnderWay {
 
     /// Two roots overlap for longer than any request takes, also where the machine is busy.
     async fn is_of_one_identity(&self) {
-        let current = self.identity.load(Ordering::SeqCst) + 1;
-        let is_old = |began: &AtomicUsize| (1..current).contains(&began.load(Ordering::SeqCst));
-        while self.began_with.iter().any(is_old) {
+        let identity = self.identity.load(Ordering::SeqCst);
+        while self.began_with.lock().unwrap().iter().any(|one| *one < identity) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -157,16 +158,16 @@ async fn sec_tls_11_rotation_under_load_loses_nothing_and_lets_nobody_in() {
     let stop = Arc::new(AtomicBool::new(false));
     let under_way = Arc::new(UnderWay::default());
     let mut tasks = Vec::new();
-    for at in 0..CLIENTS {
+    for at in 0..16 {
         let keeps = at % 2 == 1;
         let (counts, stop) = (Arc::clone(&counts[usize::from(keeps)]), Arc::clone(&stop));
         let (connector, under_way) = (connector(&client, &server), Arc::clone(&under_way));
         tasks.push(tokio::spawn(async move {
             let pool = connector.client();
             while !stop.load(Ordering::Relaxed) {
-                under_way.begins(at);
+                let identity = under_way.begins();
                 let result = if keeps { pooled(&pool).await } else { once(&connector).await };
-                under_way.ends(at);
+                under_way.ends(identity);
                 counts.answered(result);
                 // Somebody else needs the machine, too.
                 tokio::time::sleep(Duration::from_millis(if keeps { 5 } else { 30 })).await;
