@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 use crate::connection::ConnectionInfo;
 use crate::custom::Answers;
 use crate::gather::{self, Host};
-use crate::handed::Handed;
+use crate::handed::{self, Handed};
 use crate::mesh::Mesh;
 use crate::record;
 use crate::refuse::Refusal;
@@ -175,7 +175,8 @@ pub(crate) fn next_custom_connection(
 }
 
 /// Judges a TCP connection that the providers in `answers` have allowed; the reason where it is
-/// refused ([SEM-TCP-10]). So it is where a policy asks anybody else ([SEM-EXT-15]).
+/// refused ([SEM-TCP-10]). So it is where a policy asks anybody else ([SEM-EXT-15]): who is to be
+/// asked is found out as it would be for a new connection with these answers.
 ///
 /// Nothing of the connection has been read: it is judged before anybody speaks ([SEM-STRICT-09]).
 pub(crate) fn admit_connection(
@@ -185,13 +186,12 @@ pub(crate) fn admit_connection(
     answers: &Answers,
 ) -> Result<Permit, String> {
     let mut progress = CustomProgress::default();
-    let Answers { allowed_by, handed } = answers;
-    while let Some(provider) = next_custom_connection(snapshot, info, handed, &mut progress)? {
-        if !allowed_by.contains(&provider) {
-            return Err("ext_authz_error".to_owned());
-        }
+    let mut handed = Handed::default();
+    while let Some(provider) = next_custom_connection(snapshot, info, &handed, &mut progress)? {
+        let answer = answers.of(&provider).ok_or_else(|| "ext_authz_error".to_owned())?;
+        handed.add(handed::NETWORK, answer.clone());
     }
-    let decision = tcp_policies(snapshot)?.decide(&connection_facts(info, handed));
+    let decision = tcp_policies(snapshot)?.decide(&connection_facts(info, &handed));
     if !decision.is_allow() {
         return Err(detail(&decision));
     }
@@ -201,7 +201,7 @@ pub(crate) fn admit_connection(
         info: info.clone(),
         token: None,
         client: info.peer_address().ip(),
-        handed: handed.clone(),
+        handed,
     })
 }
 

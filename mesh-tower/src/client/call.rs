@@ -12,11 +12,11 @@ use http_body::{Body, Frame};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{CaptureConnection, Connected, capture_connection};
 use mesh_identity::SpiffeId;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::Span;
 
 use super::body::OutboundBody;
-use super::{ConnectError, Connector, ServerInfo};
+use super::{CONNECT_TIMEOUT, ConnectError, Connector, Destination, ServerInfo};
 use crate::clock::monotonic;
 use crate::flow::{Messages, Received};
 use crate::mesh::Mesh;
@@ -34,7 +34,7 @@ pub(super) struct Call {
     mesh: Mesh,
     begun: Instant,
     /// The declared service that is asked, so that no label comes from a request ([SEC-HTTP-12]).
-    service: Option<Arc<str>>,
+    service: Option<Arc<Destination>>,
     /// Who has answered, or begun to.
     server: Option<SpiffeId>,
     connection: CaptureConnection,
@@ -59,8 +59,8 @@ impl Call {
         connector: &Connector,
         mut request: Request<B>,
     ) -> (Self, Request<OutboundBody<B>>) {
-        let service = connector.declared(request.uri().host().unwrap_or_default());
-        let span = trace::outbound(&mut request, service.as_deref());
+        let service = connector.declared(request.uri().host().unwrap_or_default()).cloned();
+        let span = trace::outbound(&mut request, service.as_ref().map(|service| &*service.host));
         let connection = capture_connection(&mut request);
         let sent = Arc::<Received>::default();
         let (parts, body) = request.into_parts();
@@ -134,7 +134,7 @@ impl Call {
     ///
     /// hyper can keep a request that is sent while its connection ends, and nobody answers it then.
     pub(super) fn abandoned(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut connection = self.connection.clone();
+        let (mut connection, service) = (self.connection.clone(), self.service.clone());
         async move {
             // Most are answered by then, and nothing more is done for them.
             sleep(MOMENT).await;
@@ -142,8 +142,17 @@ impl Call {
                 let over = server(connection.wait_for_connection_metadata().await.as_ref());
                 let Some(over) = over else { return std::future::pending().await };
                 over.reuse.gone().await;
-                sleep(MOMENT).await;
-                // What a connection that breaks gives back goes over another one.
+                // What a connection that breaks gives back goes over another one. That has to be made
+                // first, which takes as long as it may.
+                let is_over = async {
+                    let mut quiet = 0_u8;
+                    while quiet < 2 {
+                        sleep(MOMENT).await;
+                        let waits = service.as_ref().is_some_and(|service| service.is_connecting());
+                        quiet = if waits { 0 } else { quiet.saturating_add(1) };
+                    }
+                };
+                timeout(CONNECT_TIMEOUT.saturating_add(MOMENT), is_over).await.ok();
                 let last = server(connection.connection_metadata().as_ref());
                 if last.is_some_and(|last| Arc::ptr_eq(&last.reuse, &over.reuse)) {
                     return;
@@ -198,7 +207,8 @@ impl Call {
         };
         let Self { grpc, code, flag, .. } = *self;
         self.trace();
-        let (peer, service) = (self.server.take(), self.service.take());
+        let service = self.service.take().map(|service| Arc::clone(&service.host));
+        let peer = self.server.take();
         let key = PeerKey { reporter: Reporter::Source, protection, peer, service };
         let grpc_status = self.grpc_status.filter(|_| grpc);
         let outcome = Outcome { grpc, code, grpc_status, flag };
@@ -249,6 +259,7 @@ impl Drop for Call {
 
 impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("service", &self.service).finish_non_exhaustive()
+        let service = self.service.as_ref().map(|service| &service.host);
+        f.debug_struct("Call").field("service", &service).finish_non_exhaustive()
     }
 }

@@ -147,6 +147,14 @@ impl ClientLife {
     }
 }
 
+/// Whatever ends a connection, nobody takes it from the pool any more; and what the pool knows of it
+/// holds it, so that both would stay for ever.
+impl Drop for ClientLife {
+    fn drop(&mut self) {
+        self.reuse.retire();
+    }
+}
+
 /// When less than a tenth of a life is left.
 fn nearly_over(begin: UnixTime, end: UnixTime) -> UnixTime {
     let life = end.as_secs().saturating_sub(begin.as_secs());
@@ -155,7 +163,58 @@ fn nearly_over(begin: UnixTime, end: UnixTime) -> UnixTime {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::Weak;
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::{BodyExt as _, Empty};
+    use mesh_authn::peer::ExpectedServer;
+    use mesh_identity::{BundleSet, MeshSettings, TrustBundle, Workload};
+    use tower::ServiceExt as _;
+
     use super::*;
+    use crate::{Clock as _, Connector, MeshClient, Policies, ServerInfo, SystemClock};
+
+    /// What is known of a connection that its server has closed is forgotten: the pool and we know of
+    /// each other, and would keep each other.
+    #[tokio::test]
+    async fn a_connection_that_is_closed_is_forgotten() {
+        let (now, hour) = (SystemClock.now(), Duration::from_secs(3600));
+        let home = "cluster.local".parse().unwrap();
+        let authority = mesh_ca::Authority::new_root(&home, 2 * hour, now).unwrap();
+        let id = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
+        let svid = Arc::new(authority.issue_svid(&id, hour, now).unwrap());
+        let pem = authority.certificate_pem();
+        let trust = TrustBundle::from_pem(home.clone(), pem.as_bytes()).unwrap();
+        let trust = Arc::new(BundleSet::from_bundles([trust]).unwrap());
+        let mesh = Mesh::builder(Workload::new("shop"), MeshSettings::new(home))
+            .build(svid, trust, Policies::none())
+            .unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = tower::service_fn(|_request| async {
+            let answer = Response::builder().header("connection", "close");
+            Ok::<_, Infallible>(answer.body(Empty::<Bytes>::new()).unwrap())
+        });
+        let serving = mesh.clone();
+        tokio::spawn(async move { serving.serve(listener, service, std::future::pending()).await });
+        let client: MeshClient<Empty<Bytes>> = Connector::new(mesh)
+            .service("cart", address, &ExpectedServer::exact(id))
+            .protocol(mesh_authn::peer::ClientProtocol::Http1)
+            .client();
+        let request = Request::get("https://cart/").body(Empty::new()).unwrap();
+        let answer = client.oneshot(request).await.unwrap();
+        let reuse = Arc::downgrade(&answer.extensions().get::<ServerInfo>().unwrap().reuse);
+        answer.into_body().collect().await.unwrap();
+        let forgotten = async {
+            while Weak::strong_count(&reuse) > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let forgotten = tokio::time::timeout(Duration::from_secs(10), forgotten).await;
+        assert!(forgotten.is_ok(), "{} hold it", Weak::strong_count(&reuse));
+    }
 
     /// [SEC-TLS-12]
     #[test]

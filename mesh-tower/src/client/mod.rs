@@ -11,6 +11,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -72,6 +73,24 @@ struct Destination {
     expected: ExpectedServer,
     /// The TLS settings for one identity and trust of the mesh, made at the first connection.
     tls: Mutex<Option<(u64, ClientTls)>>,
+    /// Connections that are being made.
+    connecting: AtomicUsize,
+}
+
+/// One connection that is being made, for as long as this exists.
+struct Connecting<'d>(&'d Destination);
+
+impl<'d> Connecting<'d> {
+    fn new(destination: &'d Destination) -> Self {
+        destination.connecting.fetch_add(1, Ordering::AcqRel);
+        Self(destination)
+    }
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.0.connecting.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// What is known about a connection's server; hyper-util hands it out with each response.
@@ -243,13 +262,14 @@ impl Connector {
     }
 
     /// The declared service of this name.
-    fn declared(&self, host: &str) -> Option<Arc<str>> {
-        self.services.get(host).map(|destination| Arc::clone(&destination.host))
+    fn declared(&self, host: &str) -> Option<&Arc<Destination>> {
+        self.services.get(host)
     }
 
     async fn connect(self, uri: Uri) -> Result<MeshStream, ConnectError> {
         let host = uri.host().unwrap_or_default();
         let destination = self.services.get(host).ok_or(ConnectError::UnknownService)?;
+        let _connecting = Connecting::new(destination);
         let handshake = self.handshake(destination);
         timeout(CONNECT_TIMEOUT, handshake).await.unwrap_or(Err(ConnectError::Deadline))
     }
@@ -301,7 +321,12 @@ fn speaks(protocol: ClientProtocol, agreed: Option<&[u8]>) -> bool {
 
 impl Destination {
     fn new(host: Arc<str>, address: SocketAddr, expected: &ExpectedServer) -> Self {
-        Self { host, address, expected: expected.clone(), tls: Mutex::new(None) }
+        let (expected, tls) = (expected.clone(), Mutex::new(None));
+        Self { host, address, expected, tls, connecting: AtomicUsize::new(0) }
+    }
+
+    fn is_connecting(&self) -> bool {
+        self.connecting.load(Ordering::Acquire) > 0
     }
 
     /// The settings for the mesh's current identity and trust; made anew after a change of either.

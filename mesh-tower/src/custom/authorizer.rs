@@ -53,9 +53,9 @@ pub trait Authorizer: fmt::Debug + Send + Sync + 'static {
     /// Judges a request. Dropping the future gives up on the answer.
     fn check<'r>(&'r self, request: CheckRequest<'r>) -> CheckFuture<'r>;
 
-    /// Judges a TCP connection before a byte of it is read ([SEM-EXT-15]); of what an answer
-    /// would change in a request, only the metadata counts. An authorizer that cannot be asked about connections, as
-    /// none can unless it says so, gives no answer, and the connection is refused.
+    /// Judges a TCP connection before a byte of it is read ([SEM-EXT-15]); of what an answer would
+    /// change in a request, only the metadata counts. An authorizer that cannot be asked about
+    /// connections, as none can unless it says so, gives no answer, and the connection is refused.
     fn check_connection<'r>(&'r self, _connection: CheckConnection<'r>) -> CheckFuture<'r> {
         Box::pin(ready(Err(CheckError::Encoding("it is a TCP connection"))))
     }

@@ -60,6 +60,9 @@ macro_rules! call {
     }};
 }
 /// Asks a gRPC server about each request, as Envoy does ([SEM-EXT-12]).
+///
+/// An answer of more than 256 KiB is a failure, as one that allows is with more than 64 KiB of
+/// `dynamic_metadata`.
 #[derive(Clone)]
 pub struct GrpcAuthorizer {
     client: GrpcClient,
@@ -270,11 +273,12 @@ fn read(answer: CheckResponse, strict: bool) -> Result<CheckAnswer, CheckError> 
     }
 }
 
-fn metadata(encoded: &[u8]) -> Result<Map<String, Value>, CheckError> {
+fn metadata(parts: &[Vec<u8>]) -> Result<Map<String, Value>, CheckError> {
+    let encoded = parts.concat();
     if encoded.len() > MAX_METADATA {
         return Err(CheckError::Answer("the dynamic metadata is too long"));
     }
-    let metadata = prost_types::Struct::decode(encoded);
+    let metadata = prost_types::Struct::decode(&*encoded);
     metadata.map(object).map_err(|_detail| CheckError::Answer("the dynamic metadata"))
 }
 
@@ -392,5 +396,28 @@ impl fmt::Debug for GrpcAuthorizer {
             .field("origin", &self.origin)
             .field("strict", &self.strict)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A message that comes in parts is one: what follows is merged, as in Envoy.
+    #[test]
+    fn metadata_may_come_in_parts() {
+        let part = |name: &str, value: f64| {
+            let value = prost_types::Value { kind: Some(Kind::NumberValue(value)) };
+            let fields = [(name.to_owned(), value)].into();
+            let metadata = prost_types::Struct { fields }.encode_to_vec();
+            CheckResponse { dynamic_metadata: vec![metadata], ..CheckResponse::default() }
+                .encode_to_vec()
+        };
+        let parts = [part("a", 1.0), part("b", 2.0), part("a", 3.0)].concat();
+        let read = read(CheckResponse::decode(&*parts).unwrap(), false);
+        let Ok(CheckAnswer::Allow(changes)) = read else { panic!("{read:?}") };
+        assert_eq!(serde_json::Value::from(changes.dynamic_metadata), json!({"a": 3, "b": 2}));
     }
 }

@@ -105,10 +105,11 @@ pub(super) struct HttpRequest {
 pub(super) struct CheckResponse {
     #[prost(message, optional, tag = "1")]
     pub(super) status: Option<Status>,
-    /// A `google.protobuf.Struct`, read only where the answer allows: a denial is one whatever is
-    /// in here.
-    #[prost(bytes = "vec", tag = "4")]
-    pub(super) dynamic_metadata: Vec<u8>,
+    /// A `google.protobuf.Struct`, read only where the answer allows: a denial with metadata that
+    /// makes no sense is still one. It may come in parts, which are one when joined, as those of
+    /// every message.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub(super) dynamic_metadata: Vec<Vec<u8>>,
     #[prost(oneof = "HttpResponse", tags = "2, 3, 5")]
     pub(super) http_response: Option<HttpResponse>,
 }

@@ -17,6 +17,7 @@ mod messages;
 mod provider;
 mod providers;
 
+use std::fmt;
 use std::sync::Arc;
 
 use ::http::request::Parts;
@@ -26,6 +27,7 @@ use http_body::Body;
 use mesh_authz::{CustomProgress, CustomStep};
 use mesh_identity::SpiffeId;
 use rustls::pki_types::UnixTime;
+use serde_json::{Map, Value};
 
 pub use self::authorizer::{
     Authorizer, CheckAnswer, CheckConnection, CheckError, CheckFuture, CheckRequest, CheckedBody,
@@ -47,12 +49,23 @@ use crate::refuse::Refusal;
 use crate::server::Limits;
 use crate::snapshot::Snapshot;
 
-/// What external authorizers have said of a TCP connection.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Answers {
-    /// The providers that were asked; all have allowed it.
-    pub(crate) allowed_by: Vec<Arc<str>>,
-    pub(crate) handed: Handed,
+/// What external authorizers have said of a TCP connection: who has allowed it, and handed on what,
+/// in the order in which they were asked.
+#[derive(Clone, Default)]
+pub(crate) struct Answers(Vec<(Arc<str>, Map<String, Value>)>);
+
+impl Answers {
+    /// What the provider has handed on; nothing where it was not asked.
+    pub(crate) fn of(&self, provider: &str) -> Option<&Map<String, Value>> {
+        self.0.iter().find(|(name, _)| **name == *provider).map(|(_, members)| members)
+    }
+}
+
+/// Names only: what was handed on may be a secret.
+impl fmt::Debug for Answers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 /// Asks about a TCP connection, one provider after the other; the reason where it is refused
@@ -63,15 +76,14 @@ pub(crate) async fn ask_connection(
     now: UnixTime,
 ) -> Result<Answers, String> {
     let (mut progress, mut answers) = (CustomProgress::default(), Answers::default());
-    while let Some(name) =
-        guard::next_custom_connection(snapshot, info, &answers.handed, &mut progress)?
-    {
+    let mut handed = Handed::default();
+    while let Some(name) = guard::next_custom_connection(snapshot, info, &handed, &mut progress)? {
         // The policies were compiled with these providers: one is always there.
         let provider = snapshot.providers.get(&name).ok_or("mesh_fault{nobody can be asked}")?;
         let semantics = snapshot.scope.semantics();
         let asked = provider.ask_connection(info, snapshot.svid.id(), now, semantics).await?;
-        answers.handed.add(handed::NETWORK, asked.dynamic_metadata);
-        answers.allowed_by.push(name);
+        handed.add(handed::NETWORK, asked.dynamic_metadata.clone());
+        answers.0.push((name, asked.dynamic_metadata));
     }
     Ok(answers)
 }

@@ -45,11 +45,11 @@ where
 #[derive(Clone, Debug)]
 pub(super) struct Channel {
     send: SendRequest<Body>,
-    /// Closed when the connection is gone.
+    /// Closed when the connection is gone; or with the last handle, but who calls holds one.
     gone: watch::Receiver<()>,
 }
 
-/// Why a request got no answer.
+/// Why a request got no answer. tonic need not know more: no status is read from it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ChannelError {
     #[error(transparent)]

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use mesh_tower::authz::Semantics;
 use mesh_tower::identity::Workload;
-use mesh_tower::{ExtensionProviders, Mesh, Policies, TcpConnection};
+use mesh_tower::{
+    Authorizer, CheckAnswer, CheckConnection, CheckError, CheckFuture, CheckRequest,
+    ExtensionProviders, Mesh, Policies, Provider, RequestChanges, TcpConnection,
+};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -190,4 +193,54 @@ spec:
         server.answer(told(tier, code(0)));
         assert_eq!(admitted(address).await, admits, "{tier}");
     }
+}
+
+/// Allows connections and hands on a tier.
+#[derive(Debug)]
+struct Tier(&'static str);
+
+impl Authorizer for Tier {
+    fn check<'r>(&'r self, _request: CheckRequest<'r>) -> CheckFuture<'r> {
+        Box::pin(std::future::ready(Err(CheckError::Encoding("it is a request"))))
+    }
+
+    fn check_connection<'r>(&'r self, _connection: CheckConnection<'r>) -> CheckFuture<'r> {
+        let mut changes = RequestChanges::default();
+        changes.dynamic_metadata.insert("tier".to_owned(), self.0.into());
+        Box::pin(std::future::ready(Ok(CheckAnswer::Allow(changes))))
+    }
+}
+
+/// [SEM-EXT-05], [SEM-EXT-15] A provider's rules see what those before it have handed on, and nothing
+/// of what comes later: so it is when a connection is asked about, and when it is judged again.
+#[tokio::test]
+async fn sem_ext_15_no_provider_sees_what_later_ones_hand_on() {
+    let on_tier = |name: &str, provider: &str, values: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: {name}, namespace: shop}}\nspec:\n  action: CUSTOM\n  \
+             provider: {{name: {provider}}}\n  rules:\n  \
+             - when: [{{key: 'experimental.envoy.filters.network.ext_authz[tier]', {values}}}]\n"
+        )
+    };
+    let providers = ExtensionProviders::default()
+        .with("a", Provider::new(Tier("free")))
+        .with("ext", Provider::new(Tier("gold")))
+        .several_per_workload();
+    // Nobody has said "gold" when `a` could be asked.
+    let texts = [on_tier("a", "a", "values: [gold]"), custom("ext")];
+    let mesh = mesh(Workload::new("shop"), providers, &texts, Semantics::strict());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = mesh.clone();
+    tokio::spawn(async move { serving.serve_tcp(listener, greet, pending()).await });
+    let mut open = TcpStream::connect(address).await.unwrap();
+    assert!(greeting(&mut open).await);
+    // Nor has anybody now: `a` is to be asked, and was not.
+    let texts = [on_tier("a", "a", "notValues: [gold]"), custom("ext")];
+    let texts = ["a.yaml", "b.yaml"].into_iter().zip(texts.iter().map(String::as_str));
+    mesh.set_policies(Policies::read(texts, "shop").unwrap()).unwrap();
+    let read = timeout(PATIENCE, open.read(&mut [0; 1])).await.unwrap();
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    assert!(admitted(address).await, "a new connection is asked about by both");
 }

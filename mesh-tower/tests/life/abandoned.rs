@@ -1,5 +1,7 @@
 //! A client's request ends with its connection, in whatever moment that is.
 
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use http::Request;
@@ -77,4 +79,58 @@ async fn no_request_waits_for_a_connection_that_is_gone() {
 #[ignore = "takes a minute: cargo test -p mesh-tower --test life -- --ignored --nocapture"]
 async fn no_request_waits_for_a_connection_that_is_gone_for_a_minute() {
     storm(Duration::from_secs(60)).await;
+}
+
+/// Between a client and a server, one connection after the other: the first is broken off when it is
+/// told so, and each later one begins after a pause.
+fn break_off(to: SocketAddr, pause: Duration, told: mpsc::Receiver<()>) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let forward = |near: &TcpStream| {
+            let far = TcpStream::connect(to).unwrap();
+            for (mut from, mut into) in [(near, &far), (&far, near)]
+                .map(|(from, into)| (from.try_clone().unwrap(), into.try_clone().unwrap()))
+            {
+                std::thread::spawn(move || std::io::copy(&mut from, &mut into));
+            }
+            far
+        };
+        let (near, _) = listener.accept().unwrap();
+        let far = forward(&near);
+        told.recv().unwrap();
+        near.shutdown(Shutdown::Both).unwrap();
+        far.shutdown(Shutdown::Both).ok();
+        while let Ok((near, _)) = listener.accept() {
+            std::thread::sleep(pause);
+            forward(&near);
+        }
+    });
+    address
+}
+
+/// What a connection gives back unsent goes over another one, which may take its time: it is not lost.
+#[tokio::test]
+async fn a_request_that_waits_for_another_connection_is_not_lost() {
+    let (own, clock) = (authority(), SetClock::default());
+    let mut server = serve(&own, &clock, Policies::none(), |_| {}).await;
+    let pause = Duration::from_secs(4);
+    let (tell, told) = mpsc::channel();
+    server.address = break_off(server.address, pause, told);
+    let mesh = client_mesh(svid(&own, "client", HOUR), trust(&[&own]), &clock);
+    let client: MeshClient<Empty<Bytes>> =
+        connector(&mesh, &server).protocol(ClientProtocol::Http1).client();
+    let get = || Request::get("https://server/").body(Empty::new()).unwrap();
+    let answer = client.clone().oneshot(get()).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // The runtime has other things to do while the connection breaks; then it hears of that and of the
+    // next request together.
+    tell.send(()).unwrap();
+    tokio::spawn(async { std::thread::sleep(Duration::from_millis(300)) });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let begun = Instant::now();
+    let answer = client.oneshot(get()).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(begun.elapsed() >= pause, "another connection was to be made");
 }
