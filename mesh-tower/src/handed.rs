@@ -28,13 +28,10 @@ impl Handed {
             return;
         }
         let filters = Arc::make_mut(self.0.get_or_insert_default());
-        let before = filters.remove(filter);
-        let mut all = match before {
-            Some(Value::Object(before)) => before,
-            _ => Map::new(),
-        };
-        all.extend(members);
-        filters.insert(filter.to_owned(), Value::Object(all));
+        let before = filters.entry(filter).or_insert_with(|| Map::new().into());
+        if let Some(before) = before.as_object_mut() {
+            before.extend(members);
+        }
     }
 
     /// What was handed on about the request, or the connection: it is of one filter.

@@ -18,7 +18,8 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{
     ConnectionTrafficSecrets, ContentType, DigitallySignedStruct, HandshakeType,
-    SignatureAlgorithm, SignatureScheme, SupportedCipherSuite, Tls13CipherSuite,
+    SignatureAlgorithm, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion,
+    Tls13CipherSuite,
 };
 
 use crate::handshake::{Failed, shake};
@@ -163,6 +164,33 @@ impl Signer for CheatingSigner {
     }
 }
 
+/// A client of one version that believes everybody.
+fn trusting_client(
+    provider: Arc<CryptoProvider>,
+    version: &'static SupportedProtocolVersion,
+    shows: Arc<dyn ResolvesClientCert>,
+) -> rustls::ClientConfig {
+    rustls::ClientConfig::builder_with_details(provider, crate::mint::clock())
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Trusting))
+        .with_client_cert_resolver(shows)
+}
+
+/// A server of one version that asks for no certificate.
+fn careless_server(
+    provider: Arc<CryptoProvider>,
+    version: &'static SupportedProtocolVersion,
+    shows: Arc<dyn ResolvesServerCert>,
+) -> rustls::ServerConfig {
+    rustls::ServerConfig::builder_with_details(provider, crate::mint::clock())
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(shows)
+}
+
 /// Both ends play the cheat in turn: what our server says of a client, and our client of a server.
 fn cheat(
     ca: &Ca,
@@ -181,18 +209,9 @@ fn cheat(
     if tls12 {
         // Our client prefers 1.3, so the server it meets must be of 1.2 alone.
         let resolver = Arc::clone(&bad_server.cert_resolver);
-        bad_server = rustls::ServerConfig::builder_with_details(provider(), crate::mint::clock())
-            .with_protocol_versions(&[&rustls::version::TLS12])
-            .unwrap()
-            .with_no_client_auth()
-            .with_cert_resolver(resolver);
+        bad_server = careless_server(provider(), &rustls::version::TLS12, resolver);
         let resolver = Arc::clone(&bad_client.client_auth_cert_resolver);
-        bad_client = rustls::ClientConfig::builder_with_details(provider(), crate::mint::clock())
-            .with_protocol_versions(&[&rustls::version::TLS12])
-            .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Trusting))
-            .with_client_cert_resolver(resolver);
+        bad_client = trusting_client(provider(), &rustls::version::TLS12, resolver);
     }
     [shake(Arc::new(bad_client), server).map(drop), shake(client, Arc::new(bad_server)).map(drop)]
 }
@@ -375,19 +394,10 @@ fn sec_tls_3_no_proof_at_all() {
         [(SupportedCipherSuite::Tls13(suite), true), (SupportedCipherSuite::Tls13(without), false)]
     {
         let shows = |leaf: &Leaf| Arc::new(Shows::leaf(leaf));
-        let bad_client =
-            rustls::ClientConfig::builder_with_details(bad(suite), crate::mint::clock())
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Trusting))
-                .with_client_cert_resolver(shows(&ca.leaf(&leaf_params(CLIENT))));
-        let bad_server =
-            rustls::ServerConfig::builder_with_details(bad(suite), crate::mint::clock())
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_no_client_auth()
-                .with_cert_resolver(shows(&ca.leaf(&leaf_params(SERVER))));
+        let leaf = shows(&ca.leaf(&leaf_params(CLIENT)));
+        let bad_client = trusting_client(bad(suite), &rustls::version::TLS13, leaf);
+        let leaf = shows(&ca.leaf(&leaf_params(SERVER)));
+        let bad_server = careless_server(bad(suite), &rustls::version::TLS13, leaf);
         let by_server = shake(Arc::new(bad_client), ca.server().config()).map(drop);
         let by_client = shake(ca.client().config(), Arc::new(bad_server)).map(drop);
         if is_good {

@@ -48,12 +48,39 @@ async fn serve(
     let config = json!({"extensionProviders": [entry("ext", kind, at, &more)]});
     let providers = ExtensionProviders::from_mesh_config(&config).unwrap();
     assert!(providers.problems().is_empty(), "{:?}", providers.problems());
-    let mesh = mesh(Workload::new("shop"), providers, &[custom("ext")], semantics);
+    serve_with(providers, &[custom("ext")], semantics).await
+}
+
+async fn serve_with(
+    providers: ExtensionProviders,
+    policies: &[String],
+    semantics: Semantics,
+) -> (Mesh, SocketAddr) {
+    let mesh = mesh(Workload::new("shop"), providers, policies, semantics);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = mesh.clone();
     tokio::spawn(async move { serving.serve_tcp(listener, greet, pending()).await });
     (mesh, address)
+}
+
+fn policies(texts: &[String]) -> Policies {
+    let texts = ["a.yaml", "b.yaml"].into_iter().zip(texts.iter().map(String::as_str));
+    Policies::read(texts, "shop").unwrap()
+}
+
+/// A policy with one rule, on a tier that an authorizer has named.
+fn on_tier(name: &str, action: &str, values: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {{name: {name}, namespace: shop}}\nspec:\n  {action}\n  rules:\n  \
+         - when: [{{key: 'experimental.envoy.filters.network.ext_authz[tier]', {values}}}]\n"
+    )
+}
+
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let read = timeout(PATIENCE, stream.read(&mut [0; 1])).await.unwrap();
+    matches!(read, Ok(0) | Err(_))
 }
 
 /// Says something first, by which a PERMISSIVE server tells plain text.
@@ -136,59 +163,41 @@ async fn sem_ext_15_a_new_policy_ends_what_nobody_was_asked_about() {
     let server = Server::start().await;
     let (mesh, address) =
         serve("envoyExtAuthzGrpc", server.address, json!({}), Semantics::strict()).await;
-    let policies = |text: &str| Policies::read([("p.yaml", text)], "shop").unwrap();
     let mut stream = TcpStream::connect(address).await.unwrap();
     assert!(greeting(&mut stream).await);
     assert_eq!(server.connections().len(), 1);
-    mesh.set_policies(policies(&custom("ext"))).unwrap();
+    mesh.set_policies(policies(&[custom("ext")])).unwrap();
     let mut byte = [0; 1];
     let closed = timeout(Duration::from_millis(300), stream.read(&mut byte)).await;
     assert!(closed.is_err(), "it stays open");
     assert!(server.connections().is_empty(), "and nobody is asked again");
 
     // Without the policy nobody is asked; with it again, what came in between was not asked about.
-    mesh.set_policies(policies(
-        &custom("ext")
-            .replace("CUSTOM", "DENY")
-            .replace("127.", "10.")
-            .replace("  provider: {name: ext}\n", ""),
-    ))
-    .unwrap();
+    let another = custom("ext")
+        .replace("CUSTOM", "DENY")
+        .replace("127.", "10.")
+        .replace("  provider: {name: ext}\n", "");
+    mesh.set_policies(policies(&[another])).unwrap();
     let mut unasked = TcpStream::connect(address).await.unwrap();
     assert!(greeting(&mut unasked).await);
     assert!(server.connections().is_empty());
-    mesh.set_policies(policies(&custom("ext"))).unwrap();
-    let closed = timeout(PATIENCE, unasked.read(&mut byte)).await.unwrap();
-    assert!(matches!(closed, Ok(0) | Err(_)));
+    mesh.set_policies(policies(&[custom("ext")])).unwrap();
+    assert!(is_closed(&mut unasked).await);
 }
 
 /// [SEM-AUTHZ-75] What an answer hands on about a connection is judged by as Envoy's filter for TCP
 /// has it, and is judged by again.
 #[tokio::test]
 async fn sem_authz_75_metadata_of_an_answer_reaches_policies_on_tcp() {
-    const NOT_BLOCKED: &str = "
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: not-blocked, namespace: shop}
-spec:
-  action: DENY
-  rules:
-  - when: [{key: 'experimental.envoy.filters.network.ext_authz[tier]', values: [blocked]}]
-";
     let server = Server::start().await;
     let (mesh, address) =
         serve("envoyExtAuthzGrpc", server.address, json!({}), Semantics::strict()).await;
-    let policies = |texts: &[&str]| {
-        let texts = ["a.yaml", "b.yaml"].into_iter().zip(texts.iter().copied());
-        Policies::read(texts, "shop").unwrap()
-    };
     server.answer(told("blocked", code(0)));
     let mut before = TcpStream::connect(address).await.unwrap();
     assert!(greeting(&mut before).await, "nobody minds");
-    mesh.set_policies(policies(&[&custom("ext"), NOT_BLOCKED])).unwrap();
-    let mut byte = [0; 1];
-    let read = timeout(PATIENCE, before.read(&mut byte)).await.unwrap();
-    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    let not_blocked = on_tier("not-blocked", "action: DENY", "values: [blocked]");
+    mesh.set_policies(policies(&[custom("ext"), not_blocked])).unwrap();
+    assert!(is_closed(&mut before).await);
     for (tier, admits) in [("gold", true), ("blocked", false)] {
         server.answer(told(tier, code(0)));
         assert_eq!(admitted(address).await, admits, "{tier}");
@@ -215,32 +224,19 @@ impl Authorizer for Tier {
 /// of what comes later: so it is when a connection is asked about, and when it is judged again.
 #[tokio::test]
 async fn sem_ext_15_no_provider_sees_what_later_ones_hand_on() {
-    let on_tier = |name: &str, provider: &str, values: &str| {
-        format!(
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
-             metadata: {{name: {name}, namespace: shop}}\nspec:\n  action: CUSTOM\n  \
-             provider: {{name: {provider}}}\n  rules:\n  \
-             - when: [{{key: 'experimental.envoy.filters.network.ext_authz[tier]', {values}}}]\n"
-        )
-    };
+    let asks_a =
+        |values| [on_tier("a", "action: CUSTOM\n  provider: {name: a}", values), custom("ext")];
     let providers = ExtensionProviders::default()
         .with("a", Provider::new(Tier("free")))
         .with("ext", Provider::new(Tier("gold")))
         .several_per_workload();
     // Nobody has said "gold" when `a` could be asked.
-    let texts = [on_tier("a", "a", "values: [gold]"), custom("ext")];
-    let mesh = mesh(Workload::new("shop"), providers, &texts, Semantics::strict());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let serving = mesh.clone();
-    tokio::spawn(async move { serving.serve_tcp(listener, greet, pending()).await });
+    let (mesh, address) =
+        serve_with(providers, &asks_a("values: [gold]"), Semantics::strict()).await;
     let mut open = TcpStream::connect(address).await.unwrap();
     assert!(greeting(&mut open).await);
     // Nor has anybody now: `a` is to be asked, and was not.
-    let texts = [on_tier("a", "a", "notValues: [gold]"), custom("ext")];
-    let texts = ["a.yaml", "b.yaml"].into_iter().zip(texts.iter().map(String::as_str));
-    mesh.set_policies(Policies::read(texts, "shop").unwrap()).unwrap();
-    let read = timeout(PATIENCE, open.read(&mut [0; 1])).await.unwrap();
-    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    mesh.set_policies(policies(&asks_a("notValues: [gold]"))).unwrap();
+    assert!(is_closed(&mut open).await);
     assert!(admitted(address).await, "a new connection is asked about by both");
 }

@@ -6,7 +6,7 @@ use mesh_tower::Policies;
 
 use crate::support::{
     STRICT, SetClock, authority, client, client_mesh, connect, connector, drained, gone, hold_both,
-    hold_plain, policies, serve, svid, trust,
+    hold_plain, policies, serve, status_of_new, svid, trust,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -124,10 +124,7 @@ async fn sec_tls_12_a_grace_has_its_limit() {
             let answer = held.get("/").await;
             assert_eq!(answer.unwrap().status(), 200, "{} {grace}", held.version());
         }
-        if let Ok(stream) = connect(&connector).await {
-            let (mut held, _end) = crate::support::hold(stream, 2).await;
-            assert_eq!(held.status("/").await, None, "a handshake after the end");
-        }
+        assert_eq!(status_of_new(&connector).await, None, "a handshake after the end");
         clock.set(after);
         for (mut held, end) in held {
             let status = held.status("/").await;

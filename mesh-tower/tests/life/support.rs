@@ -262,6 +262,13 @@ pub(crate) async fn hold_both(connector: &Connector) -> [HeldWithEnd; 2] {
     [hold(connect(&one).await.unwrap(), 1).await, hold(connect(&two).await.unwrap(), 2).await]
 }
 
+/// What a new client is answered; nothing where it is not let in. In TLS 1.3 it has finished the
+/// handshake before it hears of that.
+pub(crate) async fn status_of_new(connector: &Connector) -> Option<u16> {
+    let stream = connect(&connector.clone().protocol(ClientProtocol::Http1)).await.ok()?;
+    hold(stream, 1).await.0.status("/").await
+}
+
 pub(crate) async fn hold_plain(address: SocketAddr) -> HeldWithEnd {
     let stream = TcpStream::connect(address).await.unwrap();
     hold(hyper_util::rt::TokioIo::new(stream), 1).await
@@ -301,22 +308,18 @@ impl Held {
 
     async fn answer(&mut self, path: &str) -> Result<Response<Incoming>, String> {
         let failed = |error: hyper::Error| format!("{error:?}");
-        let request = match self.send {
-            Some(SendRequest::Http1(_)) => Request::get(path).header("host", "server"),
-            Some(SendRequest::Http2(_)) => Request::get(format!("https://server{path}")),
-            None => return Err("the connection is gone".to_owned()),
-        };
-        let request = request.body(Empty::new()).unwrap();
-        let answer = match &mut self.send {
-            Some(SendRequest::Http1(send)) => {
+        let send = self.send.as_mut().ok_or("the connection is gone")?;
+        let answer = match send {
+            SendRequest::Http1(send) => {
                 send.ready().await.map_err(failed)?;
-                send.send_request(request).boxed()
+                let request = Request::get(path).header("host", "server");
+                send.send_request(request.body(Empty::new()).unwrap()).boxed()
             }
-            Some(SendRequest::Http2(send)) => {
+            SendRequest::Http2(send) => {
                 send.ready().await.map_err(failed)?;
-                send.send_request(request).boxed()
+                let request = Request::get(format!("https://server{path}"));
+                send.send_request(request.body(Empty::new()).unwrap()).boxed()
             }
-            None => return Err("the connection is gone".to_owned()),
         };
         let mut answer = pin!(answer);
         tokio::select! {
