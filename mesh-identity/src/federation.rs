@@ -158,19 +158,22 @@ impl FederationEndpoint {
 pub struct FederatedBundle {
     endpoint: FederationEndpoint,
     held: Option<TrustBundle>,
+    /// When something was last heard, or not; nothing before the first time.
+    asked: Option<UnixTime>,
     due: UnixTime,
     failures: u32,
 }
 
 impl FederatedBundle {
     /// A fetch is due at once. The bundle that was configured, if any, counts until then; an
-    /// `https_spiffe` endpoint that proves itself with its own bundle needs one.
+    /// `https_spiffe` endpoint that proves itself with its own bundle needs one. Its revocation lists
+    /// count for as long as this does: the documents of endpoints bring none ([SEC-ID-14]).
     #[must_use]
     pub fn new(endpoint: FederationEndpoint, configured: Option<TrustBundle>) -> Self {
         let due = UnixTime::since_unix_epoch(Duration::ZERO);
         let of_domain = |bundle: &TrustBundle| bundle.trust_domain() == endpoint.trust_domain();
         let held = configured.filter(of_domain);
-        Self { endpoint, held, due, failures: 0 }
+        Self { endpoint, held, asked: None, due, failures: 0 }
     }
 
     /// Where it is fetched.
@@ -185,10 +188,17 @@ impl FederatedBundle {
         self.held.as_ref()
     }
 
-    /// When to fetch next; not before.
+    /// When to fetch next; not before, unless the clock is set back ([`FederatedBundle::is_due`]).
     #[must_use]
     pub fn due(&self) -> UnixTime {
         self.due
+    }
+
+    /// Whether to fetch now. A clock that says less than at the last fetch was wrong then, and the time
+    /// that it was told to wait for may be years away ([SEC-OPS-5]).
+    #[must_use]
+    pub fn is_due(&self, now: UnixTime) -> bool {
+        self.due <= now || self.asked.is_some_and(|asked| now < asked)
     }
 
     /// Failures in a row, for a metric or a health page.
@@ -226,6 +236,7 @@ impl FederatedBundle {
         match self.read(status, body) {
             Ok(bundle) => {
                 self.failures = 0;
+                self.asked = Some(now);
                 self.due = later(now, hint(Some(&bundle)), random);
                 let changed = self.held.as_ref() != Some(&bundle);
                 self.held = Some(bundle);
@@ -247,10 +258,12 @@ impl FederatedBundle {
         let text = std::str::from_utf8(body)
             .map_err(|_detail| wrong(BundleError::Json { message: "not UTF-8".to_owned() }))?;
         let bundle = TrustBundle::from_json(trust_domain(), text).map_err(wrong)?;
-        match &self.held {
-            Some(held) => bundle.succeeding(held).map_err(wrong),
-            None => Ok(bundle),
-        }
+        let Some(held) = &self.held else { return Ok(bundle) };
+        let bundle = match held.crls() {
+            Some(crls) => bundle.with_crls(crls.clone()),
+            None => bundle,
+        };
+        bundle.succeeding(held).map_err(wrong)
     }
 
     /// Notes that no answer came. Each failure in a row doubles the pause, up to an hour.
@@ -258,6 +271,7 @@ impl FederatedBundle {
         let usual = hint(self.held.as_ref());
         let doubled = usual.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
         self.failures = self.failures.saturating_add(1);
+        self.asked = Some(now);
         self.due = later(now, doubled.min(MAX_PAUSE.max(usual)), random);
     }
 }
@@ -369,6 +383,23 @@ mod tests {
         let newer = br#"{"keys": [], "spiffe_sequence": 8}"#;
         assert_eq!(federated.answered(StatusCode::OK, newer, at(0), 0), Ok(true));
         assert_eq!((federated.due(), federated.failures()), (at(300), 0));
+    }
+
+    #[test]
+    fn sec_ops_5_a_clock_that_is_set_back_stops_no_fetch() {
+        let body = br#"{"keys": [], "spiffe_refresh_hint": 300}"#;
+        for fails in [false, true] {
+            let mut federated = web();
+            assert!(federated.is_due(at(0)));
+            if fails {
+                federated.failed(at(1_000_000), 0);
+            } else {
+                federated.answered(StatusCode::OK, body, at(1_000_000), 0).unwrap();
+            }
+            let due = |second| federated.is_due(at(second));
+            let seen = [999_999, 1_000_000, 1_000_299, 1_000_300].map(due);
+            assert_eq!(seen, [true, false, false, true]);
+        }
     }
 
     #[test]

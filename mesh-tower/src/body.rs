@@ -6,7 +6,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
@@ -20,12 +19,15 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 pin_project! {
     /// A request's body as the inner service receives it: what a policy has read ahead, then the
-    /// rest. Nothing is lost and nothing comes twice.
+    /// rest. No byte is lost and none comes twice.
+    ///
+    /// Trailers are left out: they come after everything was decided, and libraries that merge them
+    /// into the headers would let a client replace what was verified ([SEC-HTTP-6]). Clients of gRPC
+    /// send none.
     #[derive(Debug)]
     pub struct RequestBody<B> {
         read_ahead: Option<Bytes>,
-        // Few bodies have either; all of them are moved.
-        trailers: Option<Box<HeaderMap>>,
+        // Few bodies have one; all of them are moved.
         count: Option<Box<Count>>,
         patience: Patience,
         #[pin]
@@ -74,7 +76,7 @@ impl<B> RequestBody<B> {
     /// A body nobody has read from.
     pub(crate) fn untouched(rest: B) -> Self {
         let patience = Patience::default();
-        Self { read_ahead: None, trailers: None, count: None, patience, rest }
+        Self { read_ahead: None, count: None, patience, rest }
     }
 
     /// A body nobody has read from, whose bytes are counted, and for gRPC its messages.
@@ -109,9 +111,8 @@ impl<B: Body<Data = Bytes> + Unpin> RequestBody<B> {
                 complete = true;
                 break;
             };
-            match frame?.into_data() {
-                Ok(data) => read.extend_from_slice(&data),
-                Err(other) => self.trailers = other.into_trailers().ok().map(Box::new),
+            if let Ok(data) = frame?.into_data() {
+                read.extend_from_slice(&data);
             }
         }
         let read = Bytes::from(read);
@@ -134,17 +135,20 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.project();
+        let mut this = self.project();
         let frame = if let Some(data) = this.read_ahead.take() {
             Some(Ok(Frame::data(data)))
-        } else if let Some(trailers) = this.trailers.take() {
-            Some(Ok(Frame::trailers(*trailers)))
         } else {
-            let polled = this.rest.poll_frame(cx);
-            if this.patience.has_ended(polled.is_pending(), cx) {
-                return Poll::Ready(Some(Err(Box::new(Stalled))));
+            loop {
+                let polled = this.rest.as_mut().poll_frame(cx);
+                if this.patience.has_ended(polled.is_pending(), cx) {
+                    return Poll::Ready(Some(Err(Box::new(Stalled))));
+                }
+                match ready!(polled) {
+                    Some(Ok(frame)) if frame.is_trailers() => {}
+                    frame => break frame.map(|frame| frame.map_err(Into::into)),
+                }
             }
-            ready!(polled).map(|frame| frame.map_err(Into::into))
         };
         if let (Some(count), Some(Ok(frame))) = (this.count, &frame)
             && let Some(data) = frame.data_ref()
@@ -159,7 +163,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.read_ahead.is_none() && self.trailers.is_none() && self.rest.is_end_stream()
+        self.read_ahead.is_none() && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -299,6 +303,27 @@ mod tests {
             assert!(want.as_bytes().starts_with(&read), "{first} then {second}");
             assert!(!complete || read == want, "{first} then {second}");
             assert_eq!(body.collect().await.unwrap().to_bytes(), "abcd");
+        }
+    }
+
+    /// [SEC-HTTP-6] Trailers reach nobody, read ahead or not: they would be merged into headers.
+    #[tokio::test]
+    async fn sec_http_6_trailers_are_left_out() {
+        for limit in [None, Some(0), Some(10)] {
+            let trailers = http::HeaderMap::from_iter([(
+                http::HeaderName::from_static("x-user"),
+                http::HeaderValue::from_static("admin"),
+            )]);
+            let frames = [Frame::data("ab".into()), Frame::trailers(trailers)];
+            let frames = frames.map(Ok::<_, std::io::Error>);
+            let stream = StreamBody::new(futures_util::stream::iter(frames));
+            let mut body = RequestBody::untouched(stream);
+            if let Some(limit) = limit {
+                body.read_ahead(limit).await.unwrap();
+            }
+            let collected = body.collect().await.unwrap();
+            assert_eq!(collected.trailers(), None, "{limit:?}");
+            assert_eq!(collected.to_bytes(), "ab", "{limit:?}");
         }
     }
 

@@ -6,7 +6,7 @@
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use mesh_authz::Scope;
 
 use crate::refuse::Refusal;
@@ -38,6 +38,8 @@ pub(crate) fn normalize(
     settings: &HttpSettings,
 ) -> Result<Host, Refusal> {
     settings.clean(&mut parts.headers);
+    check_connect(parts)?;
+    check_values(&parts.headers)?;
     let host = host(parts)?;
     check_head(parts, &host)?;
     check_method(&parts.method)?;
@@ -76,16 +78,42 @@ fn host(parts: &Parts) -> Result<Host, Refusal> {
 /// [SEM-EVAL-01] What Envoy's HTTP layer refuses and hyper lets pass never reached the policies that
 /// were written for it.
 fn check_head(parts: &Parts, host: &Host) -> Result<(), Refusal> {
-    let target = parts.uri.path_and_query().filter(|_| names_path(parts));
-    let target = target.map(|target| target.as_str().as_bytes());
+    let target = parts.uri.path_and_query().map(|target| target.as_str().as_bytes());
     mesh_authz::check_head(parts.version, parts.method.as_str(), Some(host.as_str()), target)
         .map_err(|error| Refusal::malformed(&error.to_string()))
 }
 
-/// Whether the request is about a path: any but a CONNECT ([SEM-AUTHZ-70]), and an extended CONNECT
-/// (RFC 8441) like any other.
-fn names_path(parts: &Parts) -> bool {
-    parts.method != Method::CONNECT || parts.extensions.get::<hyper::ext::Protocol>().is_some()
+/// [SEM-AUTHZ-70] A CONNECT is about a host and no path: one with a path would be routed by what no
+/// policy sees. Over HTTP/2, where a tunnel is one stream of many, plain and extended (RFC 8441), it is
+/// not offered: it could not be cut when policies change ([SEM-STRICT-18]).
+fn check_connect(parts: &Parts) -> Result<(), Refusal> {
+    if parts.extensions.get::<hyper::ext::Protocol>().is_some() {
+        return Err(Refusal::malformed("extended CONNECT"));
+    }
+    if parts.method != Method::CONNECT {
+        return Ok(());
+    }
+    if parts.version == Version::HTTP_2 {
+        return Err(Refusal::malformed("CONNECT over HTTP/2"));
+    }
+    match parts.uri.path_and_query() {
+        Some(_) => Err(Refusal::malformed("CONNECT with a path")),
+        None => Ok(()),
+    }
+}
+
+/// [SEM-ADV-21] No value has spaces around it (RFC 9113 section 8.2.1): HTTP/1 knows none, policies do
+/// not expect them, and applications cut them off.
+fn check_values(headers: &HeaderMap) -> Result<(), Refusal> {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let padded = |value: &HeaderValue| {
+        let value = value.as_bytes();
+        is_space(value.first()) || is_space(value.last())
+    };
+    if headers.values().any(padded) {
+        return Err(Refusal::malformed("a header's value has spaces around it"));
+    }
+    Ok(())
 }
 
 /// [SEM-STRICT-11] `get` is not `GET`, and no honest client sends it.
@@ -106,9 +134,6 @@ fn normalize_path(parts: &mut Parts, scope: &Scope) -> Result<(), Refusal> {
             Err(Refusal::malformed("no path"))
         };
     };
-    if !names_path(parts) && parts.uri.scheme().is_none() {
-        return Ok(());
-    }
     let Ok(normal) = scope.normalize(sent.as_str().as_bytes()) else {
         return Err(Refusal::malformed("path cannot be normalized"));
     };
@@ -133,4 +158,20 @@ pub(crate) fn set_path(uri: &mut Uri, path: PathAndQuery) -> Result<(), Refusal>
     *uri = Uri::from_parts(parts)
         .map_err(|_detail| Refusal::malformed("normalized path does not fit its target"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    /// [SEC-HTTP-9] Whatever server is below, `axum::serve` for one offers it.
+    #[test]
+    fn sec_http_9_extended_connect_is_refused() {
+        let request = Request::builder().uri("/admin/ws").version(Version::HTTP_2);
+        let (mut parts, ()) = request.method(Method::CONNECT).body(()).unwrap().into_parts();
+        parts.extensions.insert(hyper::ext::Protocol::from_static("websocket"));
+        assert!(check_connect(&parts).is_err());
+    }
 }

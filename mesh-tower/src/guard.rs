@@ -415,15 +415,11 @@ fn with_facts<T>(
     ask: impl FnOnce(&RequestFacts<'_>) -> T,
 ) -> T {
     let Arrived { info, host, client } = arrived;
-    // [SEM-AUTHZ-70] CONNECT has no path, whatever the URI type says. An extended CONNECT
-    // (RFC 8441) has one, and is judged as the GET with an upgrade that Envoy makes of it.
-    let is_extended = parts.extensions.get::<hyper::ext::Protocol>().is_some();
-    let has_path = is_extended || parts.method != Method::CONNECT;
-    let path = parts.uri.path_and_query().filter(|_| has_path);
-    let method = if is_extended { Method::GET.as_str() } else { parts.method.as_str() };
+    // [SEM-AUTHZ-70] Only CONNECT has none.
+    let path = parts.uri.path_and_query();
     let path = path.map(|path| NormalizedPath::assert_normalized(path.as_str().as_bytes()));
-    let mut http =
-        HttpFacts::new(method, host.as_str(), &parts.headers).with_version(parts.version);
+    let mut http = HttpFacts::new(parts.method.as_str(), host.as_str(), &parts.headers)
+        .with_version(parts.version);
     if let Some(path) = &path {
         http = http.with_path(path);
     }

@@ -101,8 +101,10 @@ impl Record {
             let body = RequestBody::counted(body, Arc::clone(&received), grpc);
             (Reception::Counted(received), body)
         };
-        // Messages of a gRPC stream may be as far apart as they like.
-        let body = body.patient_for(mesh.limits().request_body.filter(|_| !grpc));
+        // Messages of a gRPC stream may be as far apart as they like. Over HTTP/1 there is no such stream,
+        // whatever `content-type` says, and nothing else that would end it.
+        let streams = grpc && parts.version == Version::HTTP_2;
+        let body = body.patient_for(mesh.limits().request_body.filter(|_| !streams));
         let mut record = Box::new(Self {
             now: mesh.clock().now(),
             mesh: mesh.clone(),

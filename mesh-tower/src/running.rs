@@ -58,7 +58,6 @@ struct Ended;
 struct Head {
     method: Method,
     version: Version,
-    extended: Option<hyper::ext::Protocol>,
     client: ClientAddress,
     /// Whether the request asks for an upgrade.
     upgrades: bool,
@@ -82,7 +81,6 @@ impl Head {
         Self {
             method: parts.method.clone(),
             version: parts.version,
-            extended: parts.extensions.get::<hyper::ext::Protocol>().cloned(),
             client: *client,
             upgrades: parts.headers.contains_key(UPGRADE),
             text,
@@ -108,9 +106,6 @@ impl Head {
         parts.method = self.method.clone();
         parts.version = self.version;
         parts.headers = headers;
-        if let Some(protocol) = self.extended.clone() {
-            parts.extensions.insert(protocol);
-        }
         Some((parts, Arrived { info: info.clone(), host, client: self.client }))
     }
 
@@ -192,14 +187,11 @@ impl RunningRequests {
             };
             let (peer, path) = (info.peer_address(), entry.head.path());
             tracing::info!(%peer, path = &*mask::tokens(&path), detail, "running request is being ended");
-            true
+            // What has the whole connection stays: it is said again for as long as there is one.
+            all |= entry.cut.is_none();
+            entry.cut.is_some()
         });
-        for entry in refused {
-            match entry.cut {
-                Some(cut) => end(cut, drain),
-                None => all = true,
-            }
-        }
+        refused.filter_map(|entry| entry.cut).for_each(|cut| end(cut, drain));
         all
     }
 }
@@ -357,7 +349,7 @@ impl Running {
 
     fn is_upgraded(&self, status: StatusCode) -> bool {
         let Some(head) = &self.head else { return false };
-        let connect = head.method == Method::CONNECT && head.extended.is_none();
+        let connect = head.method == Method::CONNECT;
         (head.upgrades && status == StatusCode::SWITCHING_PROTOCOLS)
             || (connect && status.is_success())
     }

@@ -79,7 +79,23 @@ fn joined(headers: &HeaderMap, mode: ForwardClientCert) -> Option<Vec<u8>> {
         return None;
     }
     let lines: Vec<&[u8]> = headers.get_all(NAME).iter().map(HeaderValue::as_bytes).collect();
-    Some(lines.join(&b',')).filter(|sent| !sent.is_empty() && sent.len() <= LONGEST)
+    let usable =
+        |sent: &Vec<u8>| !sent.is_empty() && sent.len() <= LONGEST && ends_outside_quotes(sent);
+    Some(lines.join(&b',')).filter(usable)
+}
+
+/// Whether what follows the text is not part of a value that it has begun.
+fn ends_outside_quotes(text: &[u8]) -> bool {
+    let (mut quoted, mut escaped) = (false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => quoted = !quoted,
+            _ => {}
+        }
+    }
+    !quoted && !escaped
 }
 
 /// `By=…;Hash=…;Subject="…";URI=…[;DNS=…]`, as Istio's inbound sidecar writes it.

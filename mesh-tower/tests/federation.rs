@@ -11,6 +11,7 @@
     reason = "a test fails by panicking"
 )]
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,16 +22,19 @@ use hyper::body::Bytes;
 use mesh_ca::Authority;
 use mesh_tower::authn::peer::ExpectedServer;
 use mesh_tower::identity::{
-    BundleSet, EndpointProfile, FederatedBundle, FederationEndpoint, MeshSettings, TrustBundle,
-    Workload, X509Svid,
+    BundleSet, CrlSet, EndpointProfile, FederatedBundle, FederationEndpoint, MeshSettings,
+    TrustBundle, Workload, X509Svid,
 };
 use mesh_tower::{
-    Clock as _, Connector, Federated, Identity, IdentitySource as _, IdentityUpdate, Mesh,
-    MeshClient, Policies, SystemClock,
+    Clock as _, Connector, Federated, Identity, IdentityFuture, IdentitySource, IdentityUpdate,
+    Mesh, MeshClient, Policies, SystemClock,
 };
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{
+    CertificateParams, CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, SerialNumber,
+};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{RootCertStore, ServerConfig};
+use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -314,6 +318,99 @@ async fn sec_id_10_a_silent_endpoint_holds_nobody_up() {
         assert!(error.contains("no answer in time"), "{error}");
     }
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}
+
+/// What a source tells, one after the other, each after so long.
+#[derive(Debug)]
+struct Told(VecDeque<(Duration, IdentityUpdate)>);
+
+impl IdentitySource for Told {
+    fn next(&mut self) -> IdentityFuture<'_> {
+        Box::pin(async move {
+            let wait = self.0.front().map(|(wait, _)| *wait);
+            let Some(wait) = wait else { return std::future::pending().await };
+            tokio::time::sleep(wait).await;
+            self.0.pop_front().unwrap().1
+        })
+    }
+}
+
+/// [SEC-OPS-2] A bundle that is fetched does not bring back an identity that was withdrawn.
+#[tokio::test]
+async fn sec_ops_2_what_is_withdrawn_stays_withdrawn() {
+    let (own, partner) = (authority("home.test"), authority("partner.test"));
+    let (endpoint, roots) = Endpoint::web().await;
+    endpoint.says("200 OK", "", &document(&partner, 1));
+    let of = endpoint.bundle("partner.test", EndpointProfile::HttpsWeb);
+    let told = [IdentityUpdate::Identity(home(&own)), IdentityUpdate::Withdrawn("gone".into())];
+    let told = Told(told.map(|update| (Duration::ZERO, update)).into());
+    let mut source = Federated::new(told, [FederatedBundle::new(of, None)]).with_web_roots(roots);
+    let first = timeout(PATIENCE, source.next()).await.unwrap();
+    assert!(matches!(first, IdentityUpdate::Identity(_)));
+    loop {
+        // The fetch may be done before.
+        match timeout(PATIENCE, source.next()).await.unwrap() {
+            IdentityUpdate::Withdrawn(_) => break,
+            other => assert!(matches!(other, IdentityUpdate::Identity(_)), "{other:?}"),
+        }
+    }
+    let more = timeout(Duration::from_secs(2), source.next()).await;
+    assert!(more.is_err(), "{more:?}");
+}
+
+/// [SEC-ID-14] A source that takes longer than our looks at the clock comes to its end.
+#[tokio::test]
+async fn sec_id_14_a_slow_source_is_heard() {
+    let own = authority("home.test");
+    let told = [Duration::ZERO, Duration::from_secs(6)];
+    let told = told.map(|wait| (wait, IdentityUpdate::Identity(home(&own))));
+    let mut source = Federated::new(Told(told.into()), []);
+    for _ in 0..2 {
+        let update = timeout(PATIENCE, source.next()).await.expect("news");
+        assert!(matches!(update, IdentityUpdate::Identity(_)), "{update:?}");
+    }
+}
+
+/// [SEC-ID-14] The document of an endpoint has no revocation lists; those that the source or the
+/// configuration has for the trust domain go on to count.
+#[tokio::test]
+async fn sec_id_14_a_fetched_bundle_keeps_the_revocation_lists() {
+    let (own, partner) = (authority("home.test"), authority("partner.test"));
+    let (endpoint, roots) = Endpoint::web().await;
+    endpoint.says("200 OK", "", &document(&partner, 1));
+    let revoking = partner.bundle().clone().with_crls(revocation_lists());
+    for by_source in [true, false] {
+        let mut home = home(&own);
+        if by_source {
+            home.bundles = Arc::new(BundleSet::clone(&home.bundles).with_bundle(revoking.clone()));
+        }
+        let of = endpoint.bundle("partner.test", EndpointProfile::HttpsWeb);
+        let of = FederatedBundle::new(of, (!by_source).then(|| revoking.clone()));
+        let mut source = Federated::new(Some(home), [of]).with_web_roots(roots.clone());
+        timeout(PATIENCE, source.next()).await.expect("the own one");
+        let update = timeout(PATIENCE, source.next()).await;
+        // What was configured and what is fetched may differ in their numbers only.
+        let Ok(IdentityUpdate::Identity(got)) = update else { panic!("{update:?}") };
+        let got = got.bundles.get("partner.test").unwrap();
+        assert_eq!(got.sequence(), Some(1), "the fetched one");
+        assert!(got.crls().is_some(), "from the source: {by_source}");
+    }
+}
+
+/// Some list; whose does not matter here.
+fn revocation_lists() -> CrlSet {
+    let key = KeyPair::generate().unwrap();
+    let issuer = Issuer::new(CertificateParams::default(), key);
+    let now = OffsetDateTime::now_utc();
+    let list = CertificateRevocationListParams {
+        this_update: now,
+        next_update: now + HOUR,
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    CrlSet::from_der([list.signed_by(&issuer).unwrap().der()]).unwrap()
 }
 
 /// [SEC-ID-8], [SEC-ID-10] In a mesh: partners are let in as themselves once their bundle is there.

@@ -106,8 +106,8 @@ impl Mesh {
     ///
     /// The service sees only requests that every policy has admitted, with the normalized path. It may
     /// take an upgrade over HTTP/1.1, such as a WebSocket; what is upgraded ends when policies no longer
-    /// admit it ([`Limits::denied_drain`]). Over HTTP/2 there are none: extended CONNECT (RFC 8441) is not
-    /// offered, and refused with 400 when it comes all the same ([SEC-HTTP-9]).
+    /// admit it ([`Limits::denied_drain`]). Over HTTP/2 there are none: CONNECT, plain or extended (RFC 8441),
+    /// is refused with 400 ([SEC-HTTP-9]).
     ///
     /// # Examples
     ///

@@ -5,6 +5,7 @@
 //! here are the sockets. What was fetched joins the bundles of another source of identity.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use http_body_util::Full;
 use mesh_authn::peer::{ExpectedServer, TlsError, endpoint_client_config};
 use mesh_identity::{
     BundleSet, EndpointProfile, FederatedBundle, FederationError, MAX_BUNDLE_LEN, MAX_FETCH_TIME,
+    TrustBundle,
 };
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
@@ -30,6 +32,10 @@ use crate::clock::{Clock, RustlsClock, SystemClock};
 
 /// Longest rest between two looks at what is due: a clock that is set is noticed then.
 const REST: Duration = Duration::from_secs(5);
+
+/// The inner source, asked for news. It is not asked again before it has answered: what it was doing
+/// would begin anew, and one that is slower than our looks at the clock would never end.
+type Asked<S> = Pin<Box<dyn Future<Output = (S, IdentityUpdate)> + Send>>;
 
 /// What an endpoint has answered.
 type Fetched = Result<(StatusCode, Bytes), EndpointFailure>;
@@ -58,7 +64,8 @@ type Fetched = Result<(StatusCode, Bytes), EndpointFailure>;
 /// # }
 /// ```
 pub struct Federated<S> {
-    inner: S,
+    inner: Asked<S>,
+    /// Nothing before there is one, and after it was withdrawn.
     own: Option<Identity>,
     bundles: Vec<FederatedBundle>,
     fetching: JoinSet<(usize, Fetched)>,
@@ -91,7 +98,7 @@ impl<S: IdentitySource> Federated<S> {
     pub fn new(inner: S, bundles: impl IntoIterator<Item = FederatedBundle>) -> Self {
         let bundles: Vec<_> = bundles.into_iter().collect();
         Self {
-            inner,
+            inner: ask(inner),
             own: None,
             fetching: JoinSet::new(),
             in_flight: vec![false; bundles.len()],
@@ -131,13 +138,21 @@ impl<S: IdentitySource> Federated<S> {
         self
     }
 
-    /// The inner source's bundles and the fetched ones.
+    /// The inner source's bundles and the fetched ones. A bundle's document has no revocation lists, so
+    /// those that the inner source has for the trust domain stay ([SEC-ID-14]).
     fn joined(&self, own: &Identity) -> BundleSet {
         let home = own.svid.id().trust_domain();
         let held = self.bundles.iter().filter_map(FederatedBundle::held);
         // [SEC-ID-8] Nobody else's document says whom we believe about ourselves.
         let foreign = held.filter(|bundle| bundle.trust_domain().as_str() != home);
-        foreign.fold(BundleSet::clone(&own.bundles), |set, bundle| set.with_bundle(bundle.clone()))
+        foreign.fold(BundleSet::clone(&own.bundles), |set, bundle| {
+            let crls = own.bundles.get(bundle.trust_domain().as_str()).and_then(TrustBundle::crls);
+            let bundle = bundle.clone();
+            set.with_bundle(match crls {
+                Some(crls) => bundle.with_crls(crls.clone()),
+                None => bundle,
+            })
+        })
     }
 
     fn identity(&self, own: &Identity) -> IdentityUpdate {
@@ -155,7 +170,7 @@ impl<S: IdentitySource> Federated<S> {
             else {
                 continue;
             };
-            if *in_flight || now < bundle.due() {
+            if *in_flight || !bundle.is_due(now) {
                 continue;
             }
             *in_flight = true;
@@ -222,16 +237,20 @@ impl<S: IdentitySource> IdentitySource for Federated<S> {
                 }
                 let rest = self.rest();
                 tokio::select! {
-                    update = self.inner.next() => match update {
-                        IdentityUpdate::Identity(own) => {
-                            let news = self.identity(&own);
-                            self.own = Some(own);
-                            return news;
+                    (inner, update) = &mut self.inner => {
+                        self.inner = ask(inner);
+                        match &update {
+                            IdentityUpdate::Identity(own) => {
+                                let news = self.identity(own);
+                                self.own = Some(own.clone());
+                                return news;
+                            }
+                            // No fetched bundle may bring it back.
+                            IdentityUpdate::Withdrawn(_) => self.own = None,
+                            IdentityUpdate::Failed(_) => {}
                         }
-                        other @ (IdentityUpdate::Failed(_) | IdentityUpdate::Withdrawn(_)) => {
-                            return other;
-                        }
-                    },
+                        return update;
+                    }
                     Some(done) = self.fetching.join_next() => {
                         // A fetch does not panic; if one did, it is not asked again.
                         let Ok((at, fetched)) = done else { continue };
@@ -246,11 +265,17 @@ impl<S: IdentitySource> IdentitySource for Federated<S> {
     }
 }
 
-impl<S: fmt::Debug> fmt::Debug for Federated<S> {
+fn ask<S: IdentitySource>(mut source: S) -> Asked<S> {
+    Box::pin(async move {
+        let update = source.next().await;
+        (source, update)
+    })
+}
+
+impl<S> fmt::Debug for Federated<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let domains = self.bundles.iter().map(|bundle| bundle.endpoint().trust_domain().as_str());
         f.debug_struct("Federated")
-            .field("inner", &self.inner)
             .field("domains", &domains.collect::<Vec<_>>())
             .finish_non_exhaustive()
     }

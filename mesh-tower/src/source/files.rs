@@ -15,6 +15,7 @@ use std::time::Duration;
 use mesh_identity::{
     BundleError, BundleSet, CrlError, CrlSet, SvidLoadError, TrustBundle, TrustDomain, X509Svid,
 };
+use tokio::time::Instant;
 
 use super::identity::{Identity, IdentityFuture, IdentitySource, IdentityUpdate};
 use crate::mesh::Mesh;
@@ -235,7 +236,7 @@ impl IdentityFiles {
     /// seen ([SEC-OPS-2]).
     #[must_use]
     pub fn watch(self, every: Duration) -> IdentityFileSource {
-        IdentityFileSource { files: self, every, looked: false, last: None, told: None }
+        IdentityFileSource { files: self, every, looked: None, last: None, told: None }
     }
 
     /// Takes a key that everybody on the machine can read, as Kubernetes mounts secrets unless
@@ -284,7 +285,9 @@ impl IdentityFiles {
 pub struct IdentityFileSource {
     files: IdentityFiles,
     every: Duration,
-    looked: bool,
+    /// When the files were looked at last. Kept here, so that a call of `next` that is dropped does not
+    /// put off the next look.
+    looked: Option<Instant>,
     /// What was read last, and what was told last: good or bad, nothing is told twice.
     last: Option<Contents>,
     told: Option<Told>,
@@ -338,9 +341,10 @@ impl IdentitySource for IdentityFileSource {
     fn next(&mut self) -> IdentityFuture<'_> {
         Box::pin(async move {
             loop {
-                if std::mem::replace(&mut self.looked, true) {
-                    tokio::time::sleep(self.every).await;
+                if let Some(next) = self.looked.and_then(|last| last.checked_add(self.every)) {
+                    tokio::time::sleep_until(next).await;
                 }
+                self.looked = Some(Instant::now());
                 if let Some(news) = self.look().await {
                     return news;
                 }

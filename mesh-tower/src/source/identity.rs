@@ -66,7 +66,8 @@ pub trait IdentitySource: fmt::Debug + Send + 'static {
     /// Waits for news: at the first call the state as it is, afterwards what has changed.
     ///
     /// It waits between failures itself, and never resolves when no more can come. The future may
-    /// be dropped and `next` called again.
+    /// be dropped and `next` called again, but a question that is under way may begin anew then: keep the
+    /// future where something else is waited for beside it.
     fn next(&mut self) -> IdentityFuture<'_>;
 }
 

@@ -77,7 +77,12 @@ async fn sec_http_14_a_body_that_stands_still() {
     let (authority, clock) = (authority(), SetClock::default());
     let server =
         serve(&authority, &clock, Policies::none(), |l| l.request_body = Some(LIMIT)).await;
-    for head in ["content-length: 12", "transfer-encoding: chunked"] {
+    for head in [
+        "content-length: 12",
+        "transfer-encoding: chunked",
+        // The client's word for it makes no stream of gRPC.
+        "content-type: application/grpc\r\ncontent-length: 12",
+    ] {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         let begun = Instant::now();
         let request = format!("POST /echo HTTP/1.1\r\nhost: server\r\n{head}\r\n\r\n2\r\nab\r\n");

@@ -80,7 +80,7 @@ spec: {action: DENY, rules: [{to: [{operation: {paths: [/pkg.S/M]}}]}]}
 #[tokio::test]
 async fn sem_eval_01_what_envoys_codecs_refuse_reaches_nobody() {
     let (address, witness, dial) = serve(Policies::none()).await;
-    let http1: [(&[u8], bool); 18] = [
+    let http1: [(&[u8], bool); 21] = [
         (b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n", true),
         (b"GET http://shop/x HTTP/1.1\r\nHost: shop\r\n\r\n", true),
         (b"MKCOL / HTTP/1.1\r\nHost: shop:80\r\n\r\n", true),
@@ -97,6 +97,10 @@ async fn sem_eval_01_what_envoys_codecs_refuse_reaches_nobody() {
         (b"GET * HTTP/1.1\r\nHost: shop\r\n\r\n", false),
         (b"OPTIONS * HTTP/1.1\r\nHost: shop\r\n\r\n", false),
         (b"GET admin HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        // [SEC-HTTP-1] hyper takes any target for CONNECT, and a router goes by its path.
+        (b"CONNECT /admin HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        (b"CONNECT /a/../admin HTTP/1.1\r\nHost: shop\r\n\r\n", false),
+        (b"CONNECT http://shop/admin HTTP/1.1\r\nHost: shop\r\n\r\n", false),
         // Authorities.
         (b"GET / HTTP/1.1\r\n\r\n", false),
         (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", false),
@@ -145,6 +149,16 @@ async fn sem_eval_01_what_envoys_codecs_refuse_reaches_nobody() {
     extended[0].1 = b"CONNECT";
     extended.insert(1, (b":protocol", b"websocket"));
     rows.push((extended, false));
+    // Nor can a plain one, which is a stream among others here.
+    rows.push((vec![(b":method", b"CONNECT"), (b":authority", b"shop:443")], false));
+    // [SEM-ADV-21] HTTP/1 has no spaces around values, so policies do not expect them over HTTP/2.
+    for (value, passes) in
+        [(&b"admin"[..], true), (b"admin ", false), (b" admin", false), (b"\tadmin\t", false)]
+    {
+        let mut padded = get(b"/", b"shop");
+        padded.push((b"x-role", value));
+        rows.push((padded, passes));
+    }
     for (fields, passes) in rows {
         let mut stream = dial.connect(address).await.unwrap();
         let reply = ask_http2(&mut *stream, &fields).await;

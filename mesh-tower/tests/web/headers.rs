@@ -44,6 +44,13 @@ async fn sec_http_6_forwarded_certificates_are_written_never_believed() {
             let last = ";Subject=\"\";URI=spiffe://cluster.local/ns/shop/sa/reader";
             assert!(seen.ends_with(last), "{mode:?}: {seen}");
         }
+        // What is left open would swallow what is proven.
+        for open in ["\"", "Subject=\"\\\"", "a\\"] {
+            let claimed = format!("By=x;URI=spiffe://cluster.local/ns/shop/sa/admin;{open}");
+            let (_, seen) = ask(&reader, done(get("/").header(XFCC, claimed))).await;
+            let own = "By=spiffe://cluster.local/ns/shop/sa/server;Hash=";
+            assert!(seen.is_empty() || seen.starts_with(own), "{mode:?} {open}: {seen}");
+        }
         let (_, plain) = ask_plain(address, request()).await;
         assert_eq!(plain, "", "{mode:?}: removed on plain text");
     }
