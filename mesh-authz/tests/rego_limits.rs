@@ -117,6 +117,35 @@ fn sec_rego_3_functions_nest_within_the_stack() {
     assert!(decide(compile(&body).unwrap(), get("/a")).is_allow());
 }
 
+/// A value that nests as deep as the budget allows is taken apart on the worker's stack, and reaches no
+/// smaller one.
+#[test]
+fn sec_rego_3_deep_values_end_no_process() {
+    let layers = |inner: &str| format!("{}{inner}{}", "[".repeat(10), "]".repeat(10));
+    let mut body = format!("f0(x) := {}\n", layers("x"));
+    for at in 1..6 {
+        let mut call = "x".to_owned();
+        for _ in 0..8 {
+            call = format!("f{}({call})", at - 1);
+        }
+        writeln!(body, "f{at}(x) := {call}").unwrap();
+    }
+    for deep in 2..6 {
+        for given in ["dynamic_metadata\": {\"d\": ", "http_status\": {\"d\": "] {
+            let result = format!("{{\"allowed\": true, \"{given}f{deep}(1)}}}}");
+            let allow = "allow := r if {\n input.parsed_path[0] == \"boom\"\n r := ";
+            let kept = "\n r != null\n}";
+            let policy = Arc::new(compile(&format!("{body}{allow}{result}{kept}")).unwrap());
+            let pool = RegoPool::start(1, 1).unwrap();
+            let (sender, receiver) = mpsc::channel();
+            let done = move |_: RegoInput, answer: RegoAnswer| sender.send(answer).unwrap();
+            pool.submit(policy, get("/boom"), done).unwrap();
+            let answer = receiver.recv().unwrap();
+            assert!(!answer.decision().is_allow(), "{deep}");
+        }
+    }
+}
+
 #[test]
 fn sec_rego_4_the_instruction_budget_ends_loops() {
     let body = "allow if {\n\

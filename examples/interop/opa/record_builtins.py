@@ -359,6 +359,19 @@ def net_groups():
         [["10.0.0.0/8", "192.168.0.0/16"], ["10.1.2.3", "192.168.9.9", "8.8.8.8"]], [[], ["10.1.2.3"]], [["10.0.0.0/8"], []], [[["10.0.0.0/8", "a"]], [["10.1.2.3", "b"]]], [["x"], ["10.1.2.3"]]]
 
 
+def glob_groups():
+    # Patterns that mesh-authz refuses, as docs/rego.md tells, are not among them.
+    patterns = ["*", "**", "?", "a*", "*a", "a*b", "a**b", "/admin**", "/admin/**", "/users/**/public", "/users/*/public", "*.com", "**.com",
+                "{a,b}", "a{b,c}d", "{*.com,*.org}", "{a,{b,c}}", "[abc]", "[!abc]", "[a-c]", "[!a-c]", "[]", "[!]", "[^a]", "a[", "[a-]", "[c-a]",
+                "a}", "a,b", "\\*", "a\\b", "[*]", "{,a}", "{}", "?*", "**?", "a?c", "", "[\\]]", "[a\\-c]", "é*", "**/x", "x/**", "a.*.c",
+                "arn:*:read", "arn:**:read", "[!a-c][abc]", "*b*"]
+    delimiters = [None, [], ["/"], [":"], ["é"], ["ab"], [""], "x", [5]]
+    texts = ["", "a", "b", "ab", "abc", "a/b", "/admin/x", "/adminx", "/users/public", "/users/1/public", "/users/1/2/public", "x.com", "x.y.com",
+             "*", "]", "-", "a,b", "éa", "a.b.c", "arn:a:read", "arn:a:b:read", "x/y/x", "ac", "d"]
+    yield "glob.match(input[0], input[1], input[2])", [list(one) for one in itertools.product(patterns, delimiters[:4], texts)] + [
+        ["*", one, "a/b"] for one in delimiters[4:]]
+
+
 def main():
     command, path = sys.argv[2], pathlib.Path(sys.argv[3])
     if command == "check":
@@ -372,7 +385,7 @@ def main():
         sys.exit(1 if differ else 0)
     keys, tokens = keys_and_tokens()
     data = {"keys": keys, "tokens": tokens}
-    groups = [*jwt_groups(keys, tokens), *crypto_groups(), *net_groups()]
+    groups = [*jwt_groups(keys, tokens), *crypto_groups(), *net_groups(), *glob_groups()]
     # No input at all is not what an input of null would be.
     groups = [{"call": call, "cases": [[one, None] for one in inputs if one is not None]} for call, inputs in groups]
     for case, answer in ask(groups, data):

@@ -56,6 +56,7 @@ pub(super) fn check(modules: &[Ref<Module>], query: &str) -> Result<Checked, Reg
                 package: &package,
                 aliases: &aliases,
                 locals: Vec::new(),
+                bound: Vec::new(),
                 reached: BTreeSet::new(),
                 called: BTreeSet::new(),
                 reads: BTreeSet::new(),
@@ -257,6 +258,8 @@ struct Walk<'r> {
     aliases: &'r BTreeMap<String, Path>,
     /// Names that are variables here, innermost scope last.
     locals: Vec<BTreeSet<String>>,
+    /// Names that occur in the queries around, negations left out: OPA finds their values there.
+    bound: Vec<BTreeSet<String>>,
     reached: BTreeSet<usize>,
     called: BTreeSet<&'static str>,
     reads: BTreeSet<Path>,
@@ -315,7 +318,8 @@ impl Walk<'_> {
         query: &Query,
         inside: impl FnOnce(&mut Self) -> Result<(), RegoLoadError>,
     ) -> Result<(), RegoLoadError> {
-        self.scoped(declared(query), |walk| {
+        self.bound.push(names_of(query));
+        let result = self.scoped(declared(query), |walk| {
             for statement in &query.stmts {
                 if let Some(with) = statement.with_mods.first() {
                     return Err(RegoLoadError::WithModifier { place: place(&with.span) });
@@ -323,7 +327,9 @@ impl Walk<'_> {
                 walk.literal(&statement.literal)?;
             }
             inside(walk)
-        })
+        });
+        self.bound.pop();
+        result
     }
 
     fn literal(&mut self, literal: &Literal) -> Result<(), RegoLoadError> {
@@ -334,13 +340,46 @@ impl Walk<'_> {
                 self.expr(value)?;
                 self.expr(collection)
             }
-            Literal::Expr { expr, .. } | Literal::NotExpr { expr, .. } => self.expr(expr),
+            Literal::Expr { expr, .. } => self.expr(expr),
+            Literal::NotExpr { expr, .. } => {
+                self.negated(expr)?;
+                self.expr(expr)
+            }
             Literal::Every { key, value, domain, query, .. } => {
                 self.expr(domain)?;
                 let names = key.iter().chain([value]).map(|span| span.text().to_owned());
                 self.scoped(names.collect(), |walk| walk.query(query, |_| Ok(())))
             }
         }
+    }
+
+    /// Refuses what OPA calls unsafe: a variable that is bound under `not` alone. Compiled code would look
+    /// for any value with which the negation holds.
+    fn negated(&self, expr: &Expr) -> Result<(), RegoLoadError> {
+        let mut pending = vec![expr];
+        while let Some(expr) = pending.pop() {
+            if let Expr::RefBrack { index, span, .. } = expr
+                && let Expr::Var { value, .. } = index.as_ref()
+                && let Some(name) = text(value)
+                && !self.is_bound(&name)
+            {
+                let message = format!("{name} has no value outside of not");
+                return Err(RegoLoadError::Compile { place: place(span), message });
+            }
+            pending.extend(parts(expr));
+        }
+        Ok(())
+    }
+
+    /// Whether a name under `not` has a value: a variable of a query or rule around, or a rule.
+    fn is_bound(&self, name: &str) -> bool {
+        let outer = self.locals.split_last().map_or(&[][..], |(_, outer)| outer);
+        let is_rule = |path: Path| !self.rules.met_by(&path).is_empty();
+        name != "_"
+            && (["input", "data"].contains(&name)
+                || self.bound.iter().chain(outer).any(|names| names.contains(name))
+                || self.aliases.contains_key(name)
+                || self.absolute(name, &[]).is_some_and(is_rule))
     }
 
     fn exprs<'e>(
@@ -377,13 +416,28 @@ impl Walk<'_> {
             Expr::UnaryExpr { expr, .. } => self.expr(expr),
             Expr::BinExpr { lhs, rhs, .. }
             | Expr::BoolExpr { lhs, rhs, .. }
-            | Expr::ArithExpr { lhs, rhs, .. }
-            | Expr::AssignExpr { lhs, rhs, .. } => {
+            | Expr::ArithExpr { lhs, rhs, .. } => {
                 self.expr(lhs)?;
                 self.expr(rhs)
             }
-            Expr::Membership { key, value, collection, .. } => {
-                self.exprs(key)?;
+            Expr::AssignExpr { span, op, lhs, rhs, .. } => {
+                // Compiled code would go on where the right side is undefined.
+                if *op == AssignOp::ColEq
+                    && matches!(lhs.as_ref(), Expr::Var { value, .. } if text(value).as_deref() == Some("_"))
+                {
+                    let message = "_ := is not offered here: write the expression alone".to_owned();
+                    return Err(RegoLoadError::Compile { place: place(span), message });
+                }
+                self.expr(lhs)?;
+                self.expr(rhs)
+            }
+            // Compiled code would look for the value at any key.
+            Expr::Membership { span, key: Some(_), .. } => {
+                let message =
+                    "in with a key is not offered here: compare collection[key] with the value";
+                Err(RegoLoadError::Compile { place: place(span), message: message.to_owned() })
+            }
+            Expr::Membership { key: None, value, collection, .. } => {
                 self.expr(value)?;
                 self.expr(collection)
             }
@@ -455,8 +509,77 @@ fn value(assign: Option<&RuleAssign>) -> Option<&Ref<Expr>> {
     assign.map(|assign| &assign.value)
 }
 
+/// All names in a query but those in negations, and those that it only declares.
+#[expect(clippy::wildcard_enum_match_arm, reason = "all other expressions have parts only")]
+fn names_of(query: &Query) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let (mut queries, mut pending) = (vec![query], Vec::<&Expr>::new());
+    while let Some(query) = queries.pop() {
+        for statement in &query.stmts {
+            match &statement.literal {
+                Literal::SomeVars { .. } | Literal::NotExpr { .. } => {}
+                Literal::SomeIn { key, value, collection, .. } => {
+                    pending.extend(key.iter().chain([value, collection]).map(AsRef::as_ref));
+                }
+                Literal::Expr { expr, .. } => pending.push(expr),
+                Literal::Every { domain, query, .. } => {
+                    pending.push(domain);
+                    queries.push(query);
+                }
+            }
+        }
+        while let Some(expr) = pending.pop() {
+            match expr {
+                Expr::Var { value, .. } => names.extend(text(value)),
+                Expr::ArrayCompr { term, query, .. } | Expr::SetCompr { term, query, .. } => {
+                    pending.push(term);
+                    queries.push(query);
+                }
+                Expr::ObjectCompr { key, value, query, .. } => {
+                    pending.extend([key.as_ref(), value.as_ref()]);
+                    queries.push(query);
+                }
+                _ => pending.extend(parts(expr)),
+            }
+        }
+    }
+    names
+}
+
+/// The expressions that one is made of, those in queries of its own left out.
+pub(super) fn parts(expr: &Expr) -> Vec<&Expr> {
+    match expr {
+        Expr::String { .. }
+        | Expr::RawString { .. }
+        | Expr::Number { .. }
+        | Expr::Bool { .. }
+        | Expr::Null { .. }
+        | Expr::Var { .. }
+        | Expr::ArrayCompr { .. }
+        | Expr::SetCompr { .. }
+        | Expr::ObjectCompr { .. } => Vec::new(),
+        Expr::Array { items, .. } | Expr::Set { items, .. } => {
+            items.iter().map(AsRef::as_ref).collect()
+        }
+        Expr::Object { fields, .. } => {
+            fields.iter().flat_map(|(_, key, value)| [key.as_ref(), value.as_ref()]).collect()
+        }
+        Expr::Call { fcn, params, .. } => params.iter().chain([fcn]).map(AsRef::as_ref).collect(),
+        Expr::UnaryExpr { expr, .. } => vec![expr.as_ref()],
+        Expr::RefDot { refr, .. } => vec![refr.as_ref()],
+        Expr::RefBrack { refr, index, .. } => vec![refr.as_ref(), index.as_ref()],
+        Expr::BinExpr { lhs, rhs, .. }
+        | Expr::BoolExpr { lhs, rhs, .. }
+        | Expr::ArithExpr { lhs, rhs, .. }
+        | Expr::AssignExpr { lhs, rhs, .. } => vec![lhs.as_ref(), rhs.as_ref()],
+        Expr::Membership { key, value, collection, .. } => {
+            key.iter().chain([value, collection]).map(AsRef::as_ref).collect()
+        }
+    }
+}
+
 /// The names that a query declares for itself.
-fn declared(query: &Query) -> BTreeSet<String> {
+pub(super) fn declared(query: &Query) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for statement in &query.stmts {
         match &statement.literal {

@@ -113,6 +113,79 @@ fn values_are_opas() {
         ("allow := count([input[k] | some k in [\"a\",\"b\"]])", json!({"a": 1}), json!(1)),
         ("allow := count({input[k] | some k in [\"a\",\"b\"]})", json!({"a": 1}), json!(1)),
         ("allow := count({k: input[k] | some k in [\"a\",\"b\"]})", json!({"a": 1}), json!(1)),
+        // What is assigned must be defined.
+        ("default allow := 0\nallow := 1 if { x := input.a; not x in [2] }", json!({}), json!(0)),
+        (
+            "default allow := 0\nallow := 1 if { x := input.a; not input.b[x] }",
+            json!({"b": {}}),
+            json!(0),
+        ),
+        (
+            "default allow := 0\nallow := 1 if { x := input.a; y := input.b; not x == y }",
+            json!({"a": 1}),
+            json!(0),
+        ),
+        (
+            "default allow := 0\nallow := 1 if { [x, y] := [input.a, input.b]; not x == y }",
+            json!({"a": 1}),
+            json!(0),
+        ),
+        (
+            "default allow := 0\nallow := 1 if { x := {\"k\": input.a}; not x.k }",
+            json!({}),
+            json!(0),
+        ),
+        ("allow := count([1 | x := input.a])", json!({}), json!(0)),
+        (
+            "allow := count([x | some y in input.ys; x := input[y]])",
+            json!({"ys": ["a", "ys"]}),
+            json!(1),
+        ),
+        // The variable of `every` in brackets.
+        (
+            "default allow := 0\nallow := 1 if { every x in input.xs { input.o[x] } }",
+            json!({"xs": ["a", "b"], "o": {"a": true}}),
+            json!(0),
+        ),
+        (
+            "default allow := 0\nallow := 1 if { every k, x in input.xs { input.o[k] == input.o[x] } }",
+            json!({"xs": {"a": "b"}, "o": {"a": 1, "b": 2}}),
+            json!(0),
+        ),
+        (
+            "default allow := 0\nallow := 1 if { every x in input.xs { count([1 | input.o[x]]) == 1 } }",
+            json!({"xs": ["b"], "o": {"a": true}}),
+            json!(0),
+        ),
+        // The input is there, whatever was skipped before.
+        (
+            "default allow := 0\nallow := 1 if { every x in [] { x == input.a }; not input.b }",
+            json!({"b": 1}),
+            json!(0),
+        ),
+        (
+            "allow := [count([y | some y in []; y == input.a]), input.b]",
+            json!({"b": 1}),
+            json!([0, 1]),
+        ),
+        (
+            "default allow := 0\nallow := 1 if { not f([]); not input.b }\nf(xs) if { every x in xs { x == input.a }; input.c }",
+            json!({"b": 1}),
+            json!(0),
+        ),
+        (
+            "allow := [1 in input.a, 2 in input.a, 1 in input.b]",
+            json!({"a": {"k": 1}, "b": 5}),
+            json!([true, false, false]),
+        ),
+        // Functions have all their arguments.
+        ("f(_, y) := y\ndefault allow := 0\nallow := f(input.a, 1)", json!({}), json!(0)),
+        (
+            "f(_) := 1\nf(x) := 1 if x == 2\ndefault allow := 0\nallow := f(input.a)",
+            json!({}),
+            json!(0),
+        ),
+        ("f([_, y]) := y\nallow := f([1, input.a])", json!({"a": 2}), json!(2)),
         // Else after a body that gave nothing.
         ("allow := 1 if { some x in input.xs; x == 5 } else := 2", json!({"xs": [1]}), json!(2)),
         (
@@ -193,6 +266,10 @@ fn values_are_opas() {
             json!(true),
         ),
         ("allow if { every x in [] { x == 1 } }", json!({}), json!(true)),
+        ("allow if { not input.a }", json!({}), json!(true)),
+        ("allow if { not input.a == 1 }", json!({}), json!(true)),
+        ("allow if { not input.a.b == input.c }", json!({"c": 1}), json!(true)),
+        ("allow if { not input.o.k in {7} }", json!({"o": {"k": 1}}), json!(true)),
         (
             "allow if { some i; input.xs[i] == 2; input.ys[i] == 5 }",
             json!({"xs": [1, 2], "ys": [4, 5]}),
@@ -225,8 +302,6 @@ fn values_are_opas() {
             json!(true),
         ),
         ("allow if { {\"a\": x, \"b\": 2} = input; x == 1 }", json!({"a": 1, "b": 2}), json!(true)),
-        ("allow if { not input.z in {1,2} }", json!({}), json!(true)),
-        ("f(x) if x == 1\nallow if not f(input.z)", json!({}), json!(true)),
         ("allow if { 1 < \"a\" }", json!({}), json!(true)),
         ("allow if { input.n }", json!({"n": null}), json!(true)),
         ("allow := {1,2} & {2,3} | {9}", json!({}), json!([2, 9])),
@@ -314,6 +389,43 @@ fn known_errors_of_the_interpreter() {
             "o[k] := input[k] if some k in [\"a\",\"b\"]\nallow := o",
             json!({"a": 1}),
             json!({"a": 1}),
+        ),
+        // The operands of a negated call are evaluated before the negation.
+        ("default allow := 0\nallow := 1 if { not input.a in [1] }", json!({}), json!(0)),
+        ("default allow := 0\nallow := 1 if { not 1 in input.a }", json!({}), json!(0)),
+        (
+            "default allow := 0\nallow := 1 if { not startswith(input.a, \"x\") }",
+            json!({}),
+            json!(0),
+        ),
+        ("default allow := 0\nallow := 1 if { not input.a < 1 }", json!({}), json!(0)),
+        ("default allow := 0\nallow := 1 if { not input.a + 1 == 2 }", json!({}), json!(0)),
+        ("default allow := 0\nallow := 1 if { not [input.a] == [1] }", json!({}), json!(0)),
+        ("default allow := 0\nallow := 1 if { not input.b[input.a] }", json!({"b": {}}), json!(0)),
+        (
+            "default allow := 0\nallow := 1 if { not input.b[input.a] == 1 }",
+            json!({"b": {}}),
+            json!(0),
+        ),
+        (
+            "f(x) if x == 1\ndefault allow := 0\nallow := 1 if { not f(input.a) }",
+            json!({}),
+            json!(0),
+        ),
+        ("f(_) := 1\ndefault allow := 0\nallow := 1 if { not f(input.a) }", json!({}), json!(0)),
+        // Another variable of the same name.
+        (
+            "allow if { every x in input.xs { input.o[x] == x; count([1 | some x in [\"b\"]; input.o[x] == 2]) == 1 } }",
+            json!({"xs": ["a"], "o": {"a": "a", "b": 2}}),
+            json!(true),
+        ),
+        // Undefined is in nothing, and not in nothing either.
+        ("default allow := 0\nallow := 1 if { (input.a in [1]) == false }", json!({}), json!(0)),
+        ("default allow := 0\nallow := 1 if { (1 in input.a) == false }", json!({}), json!(0)),
+        (
+            "default allow := 0\nallow := 1 if { x := 1 in input.a; x == false }",
+            json!({}),
+            json!(0),
         ),
     ] {
         check(body, &input, &Answer::Json(want), Interpreter::Differs);

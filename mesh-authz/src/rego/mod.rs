@@ -57,6 +57,7 @@ mod input;
 mod log;
 mod parse;
 mod parts;
+mod plain;
 mod policy;
 mod pool;
 mod scan;

@@ -18,6 +18,7 @@ use super::error::RegoLoadError;
 use super::harden::harden;
 use super::input::RegoInput;
 use super::parts::InputParts;
+use super::plain::plain;
 use super::pool::STACK_BYTES;
 use super::scan::{scan, split_report, syntax};
 
@@ -170,7 +171,11 @@ impl RegoPolicy {
         let run = || self.evaluate_on(machine, document, input.now_ns());
         // regorus forbids itself to panic; should it do so all the same, that is no allow.
         let reason = match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Ok(value)) => return RegoAnswer { decision: RegoDecision::read(&value), value },
+            // It goes to threads with small stacks, for which it may not nest as deep as here.
+            Ok(Ok(value)) if is_shallow(&value) => {
+                return RegoAnswer { decision: RegoDecision::read(&value), value };
+            }
+            Ok(Ok(_too_deep)) => RegoDenyReason::LimitExceeded,
             Ok(Err(reason)) => reason,
             Err(_panic) => RegoDenyReason::EvaluationError,
         };
@@ -188,7 +193,9 @@ impl RegoPolicy {
         let document = Value::from(document.clone());
         let run = || self.evaluate(document, Value::Null);
         match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(value) => value.map(|value| json(&value)),
+            Ok(Ok(value)) if is_shallow(&value) => Ok(json(&value)),
+            Ok(Ok(_too_deep)) => Err(RegoDenyReason::LimitExceeded),
+            Ok(Err(reason)) => Err(reason),
             Err(_panic) => Err(RegoDenyReason::EvaluationError),
         }
     }
@@ -303,6 +310,30 @@ impl fmt::Debug for RegoAnswer {
     }
 }
 
+/// How deep the value of a query may nest.
+const MAX_VALUE_DEPTH: usize = 128;
+
+/// Whether a value nests no deeper than that; found without recursion.
+fn is_shallow(value: &Value) -> bool {
+    let mut pending = vec![(value, MAX_VALUE_DEPTH)];
+    while let Some((value, left)) = pending.pop() {
+        let Some(below) = left.checked_sub(1) else { return false };
+        match value {
+            Value::Array(items) => pending.extend(items.iter().map(|item| (item, below))),
+            Value::Set(items) => pending.extend(items.iter().map(|item| (item, below))),
+            Value::Object(members) => {
+                pending.extend(members.iter().flat_map(|(k, v)| [(k, below), (v, below)]));
+            }
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Undefined => {}
+        }
+    }
+    true
+}
+
 fn json(value: &Value) -> Option<serde_json::Value> {
     if *value == Value::Undefined { None } else { serde_json::to_value(value).ok() }
 }
@@ -341,8 +372,14 @@ fn load(
     scan(modules)?;
     let mut engine = Engine::new();
     for (name, text) in modules {
-        let added = engine.add_policy((*name).to_owned(), (*text).to_owned());
-        added.map_err(|error| syntax(name, &error.to_string()))?;
+        let add = |engine: &mut Engine, text: &str| {
+            let added = engine.add_policy((*name).to_owned(), text.to_owned());
+            added.map(drop).map_err(|error| syntax(name, &error.to_string()))
+        };
+        let mut alone = Engine::new();
+        add(&mut alone, text)?;
+        let plain = alone.get_modules().first().and_then(|module| plain(module, text));
+        add(&mut engine, plain.as_deref().unwrap_or(text))?;
     }
     let Checked { called, reads } = check(engine.get_modules(), &query)?;
     let reads = InputParts::of(&reads);

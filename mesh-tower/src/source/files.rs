@@ -10,14 +10,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_identity::{
     BundleError, BundleSet, CrlError, CrlSet, SvidLoadError, TrustBundle, TrustDomain, X509Svid,
 };
-use tokio::time::Instant;
 
 use super::identity::{Identity, IdentityFuture, IdentitySource, IdentityUpdate};
+use crate::clock::monotonic;
 use crate::mesh::Mesh;
 use crate::policies::Policies;
 
@@ -342,9 +342,9 @@ impl IdentitySource for IdentityFileSource {
         Box::pin(async move {
             loop {
                 if let Some(next) = self.looked.and_then(|last| last.checked_add(self.every)) {
-                    tokio::time::sleep_until(next).await;
+                    tokio::time::sleep_until(next.into()).await;
                 }
-                self.looked = Some(Instant::now());
+                self.looked = Some(monotonic());
                 if let Some(news) = self.look().await {
                     return news;
                 }

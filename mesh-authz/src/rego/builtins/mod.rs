@@ -6,6 +6,7 @@
 //! pointers, so each has two, for the two meanings of a failure ([`BuiltinErrors`]).
 
 mod cost;
+mod glob;
 pub(super) mod jwt;
 pub(super) mod meter;
 mod net;

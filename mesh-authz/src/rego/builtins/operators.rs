@@ -1,5 +1,7 @@
 //! The operators that compiled code calls instead of the virtual machine's own.
 
+use std::collections::BTreeMap;
+
 use regorus::Value;
 
 use super::Fault;
@@ -111,6 +113,47 @@ pub(super) fn not_empty(args: &[Value]) -> Result<Value, Fault> {
         [Value::Set(set)] => Ok(Value::Bool(!set.is_empty())),
         _ => Err(Fault::Failed),
     }
+}
+
+/// Whether a collection has an element, an object a value. The caller has paid for the search.
+pub(super) fn contains(args: &[Value]) -> Result<Value, Fault> {
+    let [collection, value] = args else { return Err(Fault::Failed) };
+    Ok(Value::Bool(match collection {
+        Value::Set(set) => set.contains(value),
+        Value::Array(array) => array.contains(value),
+        Value::Object(object) => object.values().any(|one| one == value),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Undefined => {
+            false
+        }
+    }))
+}
+
+/// A package's object without its undefined rules.
+pub(super) fn defined(args: &[Value]) -> Result<Value, Fault> {
+    let [value] = args else { return Err(Fault::Failed) };
+    charge_all(args)?;
+    Ok(if has_undefined(value, PACKAGES) {
+        without_undefined(value, PACKAGES)
+    } else {
+        value.clone()
+    })
+}
+
+/// How deep packages nest at most that somebody has written.
+const PACKAGES: usize = 32;
+
+fn has_undefined(value: &Value, depth: usize) -> bool {
+    let (Value::Object(members), Some(depth)) = (value, depth.checked_sub(1)) else { return false };
+    members.values().any(|member| *member == Value::Undefined || has_undefined(member, depth))
+}
+
+fn without_undefined(value: &Value, depth: usize) -> Value {
+    let (Value::Object(members), Some(depth)) = (value, depth.checked_sub(1)) else {
+        return value.clone();
+    };
+    let defined = members.iter().filter(|(_, member)| **member != Value::Undefined);
+    let defined = defined.map(|(name, member)| (name.clone(), without_undefined(member, depth)));
+    Value::from(defined.collect::<BTreeMap<_, _>>())
 }
 
 /// Refuses a second value for the key of an object ([SEC-REGO-7]).

@@ -7,8 +7,8 @@ use regorus::LimitError;
 use super::cost::Cost;
 use super::jwt::{self, Algorithm};
 use super::{
-    Builtin, Link, Native, native, net, operators, or_undefined, packed, packed_with_now, plain,
-    supplied, time,
+    Builtin, Link, Native, glob, native, net, operators, or_undefined, packed, packed_with_now,
+    plain, supplied, time,
 };
 
 /// A function of regorus, with what its arguments may cost.
@@ -59,6 +59,8 @@ pub(super) static TABLE: &[Builtin] = &[
     native!("__builtin_sets.union", Compared),
     ours!("_add", Link::Operator, |args| operators::add(args)),
     ours!("_agree", Link::Operator, |args| operators::agree(args)),
+    ours!("_contains", Link::Operator, |args| operators::contains(args)),
+    ours!("_defined", Link::Operator, |args| operators::defined(args)),
     ours!("_div", Link::Operator, |args| operators::div(args)),
     ours!("_mod", Link::Operator, |args| operators::modulo(args)),
     ours!("_mul", Link::Operator, |args| operators::mul(args)),
@@ -110,7 +112,7 @@ pub(super) static TABLE: &[Builtin] = &[
     native!("endswith", Free),
     native!("floor", Free),
     native!("format_int", Measured),
-    native!("glob.match", Pattern),
+    ours!("glob.match", Link::Native, |args| glob::matches(args)),
     native!("glob.quote_meta", Pattern),
     native!("hex.decode", Measured),
     native!("hex.encode", Measured),

@@ -316,6 +316,8 @@ fn package_of(text: &str) -> Option<String> {
     let mut path = Vec::new();
     while let Ok(Token(kind, span)) = lexer.next_token() {
         match (kind, span.text()) {
+            // What it stands for is somebody else's to say: here it would look like another name.
+            (TokenKind::String, name) if name.contains('\\') => return None,
             (TokenKind::Ident | TokenKind::String | TokenKind::RawString, name)
                 if span.line == line =>
             {

@@ -232,7 +232,7 @@ fn is_plain(value: &Value) -> bool {
 }
 
 /// The registers among the parts of a path.
-fn registers(path: &[LiteralOrRegister]) -> Vec<u8> {
+pub(super) fn registers(path: &[LiteralOrRegister]) -> Vec<u8> {
     let register = |part: &LiteralOrRegister| match part {
         LiteralOrRegister::Register(register) => Some(*register),
         LiteralOrRegister::Literal(_) => None,

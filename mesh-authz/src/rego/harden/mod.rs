@@ -14,6 +14,12 @@
 //! | a yield | keep undefined elements | a guard skips them |
 //! | a key given twice | keep the last value | a second, different value ends evaluation |
 //! | the end of a body | take undefined for success and skip `else` | a guard fails it |
+//! | `x := y` | go on when `y` is undefined | a guard behind it |
+//! | `x in y` | be false when either is undefined | a call that is undefined then |
+//! | `not f(x)` | hold when `x` is undefined | guards before it |
+//! | a function's arguments | be undefined where it does not look at them | a guard for each at its beginning |
+//! | `input` and `data` | be loaded once, in code that may be skipped | they are loaded at the beginning of each body |
+//! | a package read as an object | have undefined members | a call takes them out |
 //! | several values of a rule | be undefined, or be the last | its definitions collect sets, which must agree |
 //! | comparisons, lookups, literals | take as long as their values are large | a call beside each charges for it; not for lookups in data with short keys |
 //!
@@ -21,6 +27,9 @@
 //! cannot change them unseen.
 
 mod charge;
+mod negation;
+
+use std::collections::BTreeMap;
 
 use regorus::Value;
 use regorus::rvm::Instruction;
@@ -97,6 +106,8 @@ struct Pass {
     split: Vec<bool>,
     /// The first scratch register of each rule, and whether its code uses them.
     scratch: Vec<(u8, bool)>,
+    /// How many parameters a function has, by where its definitions take them apart.
+    parameters: BTreeMap<usize, u8>,
     /// How many loop parameters are the compiler's.
     old_loops: usize,
     /// New instructions whose targets are still old ones.
@@ -118,7 +129,9 @@ impl Pass {
             program.max_rule_window_size = program.max_rule_window_size.max(rule.num_registers);
         }
         let old_loops = program.instruction_data.loop_params.len();
+        let parameters = parameters(&program)?;
         Ok(Self {
+            parameters,
             program,
             old,
             new: Vec::new(),
@@ -137,8 +150,11 @@ impl Pass {
     fn rewrite(&mut self) -> Result<(), RegoLoadError> {
         let mut comprehensions: Vec<Comprehension> = Vec::new();
         let mut opened = false;
-        for (at, instruction) in std::mem::take(&mut self.old).iter().enumerate() {
+        let code = std::mem::take(&mut self.old);
+        for (at, instruction) in code.iter().enumerate() {
+            let next = at.checked_add(1).and_then(|next| code.get(next));
             self.moved.push(self.new.len());
+            self.guard_parameters(at);
             if std::mem::take(&mut opened) {
                 let comprehension = comprehensions.last_mut();
                 let comprehension = comprehension.ok_or_else(|| broken("a comprehension"))?;
@@ -191,7 +207,33 @@ impl Pass {
                     self.new.push(*instruction);
                 }
                 Instruction::Move { dest, src } if self.collects(at, dest) => {
+                    self.guard(src, GuardMode::NotUndefined);
                     self.new.push(Instruction::SetAdd { set: dest, value: src });
+                }
+                Instruction::Move { dest, src } => {
+                    self.new.push(*instruction);
+                    if !self.is_of_a_call(dest, src, next) {
+                        self.guard(dest, GuardMode::NotUndefined);
+                    }
+                }
+                // One before a branch belongs to the call of a host function.
+                Instruction::Not { operand, .. }
+                    if !matches!(next, Some(Instruction::AnyOfNext { .. })) =>
+                {
+                    self.guard_operands(operand);
+                    self.new.push(*instruction);
+                }
+                // Where a condition is all that it is for, undefined is as good as false.
+                Instruction::Contains { dest, collection, value } if !is_asserted(dest, next) => {
+                    self.call("_contains", dest, &[collection, value])?;
+                }
+                Instruction::RuleInit { .. } => {
+                    self.new.push(*instruction);
+                    self.load_roots(&code, at);
+                }
+                Instruction::VirtualDataDocumentLookup { params_index } => {
+                    self.new.push(*instruction);
+                    self.take_out_undefined(params_index)?;
                 }
                 Instruction::RuleReturn {} => {
                     self.succeed_with_a_value(at)?;
@@ -231,6 +273,42 @@ impl Pass {
                 rule.num_registers = *first;
             }
         }
+    }
+
+    /// At the beginning of a function's code: nothing is called with undefined.
+    fn guard_parameters(&mut self, at: usize) {
+        for register in 1..=self.parameters.get(&at).copied().unwrap_or(0) {
+            self.guard(register, GuardMode::NotUndefined);
+        }
+    }
+
+    /// Loads `input` and `data` where the body begins, into the registers where it will look for them.
+    fn load_roots(&mut self, code: &[Instruction], at: usize) {
+        let body = block(code, u32::try_from(at).unwrap_or(u32::MAX));
+        let loads = code.iter().take(body.end).skip(body.start).filter(|one| {
+            matches!(one, Instruction::LoadInput { .. } | Instruction::LoadData { .. })
+        });
+        self.new.extend(loads);
+    }
+
+    /// Behind the lookup of what may be a package.
+    fn take_out_undefined(&mut self, params_index: u16) -> Result<(), RegoLoadError> {
+        let data = &self.program.instruction_data;
+        let params = data.get_virtual_data_document_lookup_params(params_index);
+        let dest = params.ok_or_else(|| broken("a lookup's parameters"))?.dest;
+        self.call("_defined", dest, &[dest])
+    }
+
+    /// Whether a move is part of a call, in which undefined has its place: behind the arguments of a host
+    /// function, or taking over how its result compares with what was expected.
+    fn is_of_a_call(&self, dest: u8, src: u8, next: Option<&Instruction>) -> bool {
+        let of_arguments =
+            matches!(next, Some(Instruction::Not { operand, .. }) if *operand == src);
+        let of_result = matches!(
+            self.old.last(),
+            Some(Instruction::Eq { dest: compared, left, .. }) if *compared == src && *left == dest
+        );
+        of_arguments || of_result
     }
 
     /// Whether the register is where the instruction's rule collects its values.
@@ -477,6 +555,27 @@ fn lighten(rule: &mut RuleInfo) {
     if !rule.else_bodies.iter().flatten().any(|is_else| *is_else) {
         rule.else_bodies = Vec::new();
     }
+}
+
+/// Whether the next instruction demands that the register holds true.
+fn is_asserted(register: u8, next: Option<&Instruction>) -> bool {
+    let condition = GuardMode::Condition;
+    matches!(next, Some(Instruction::Guard { register: guarded, mode })
+        if *guarded == register && *mode == condition)
+}
+
+/// How many parameters functions have, by the beginnings of the code that takes them apart.
+fn parameters(program: &Program) -> Result<BTreeMap<usize, u8>, RegoLoadError> {
+    let mut parameters = BTreeMap::new();
+    for rule in &program.rule_infos {
+        let Some(function) = &rule.function_info else { continue };
+        let count = u8::try_from(function.num_params).map_err(|_many| too_large("parameters"))?;
+        for entry in rule.destructuring_blocks.iter().flatten() {
+            let entry = usize::try_from(*entry).map_err(|_far| broken("an entry"))?;
+            parameters.insert(entry, count);
+        }
+    }
+    Ok(parameters)
 }
 
 /// A comprehension that is open.

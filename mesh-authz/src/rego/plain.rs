@@ -1,0 +1,172 @@
+//! The text of a module, written so that regorus' compiler reads it as OPA does.
+//!
+//! It takes the variable of an `every` for one without a value, where it stands alone in brackets:
+//! `every x in input.scopes { data.known[x] }` would ask for any member of `data.known`. A name that is
+//! assigned is read as it should be, so `every x in input.scopes { every_x := x; data.known[every_x] }`
+//! is what it gets. Nothing moves to another line.
+
+use std::ops::Range;
+
+use regorus::unstable::{Expr, Literal, Module, Query, Rule, RuleHead, Span};
+
+use super::check::{declared, parts};
+
+/// The module's text without variables of `every` in brackets; nothing when it has none.
+pub(super) fn plain(module: &Module, text: &str) -> Option<String> {
+    let mut prefix = "every_".to_owned();
+    while text.contains(&prefix) {
+        prefix.push('_');
+    }
+    let mut found = Found::default();
+    for rule in &module.policy {
+        let Rule::Spec { head, bodies, .. } = rule.as_ref() else { continue };
+        match head {
+            RuleHead::Compr { refr, assign, .. } => {
+                found.exprs.push(refr);
+                found.exprs.extend(assign.iter().map(|assign| assign.value.as_ref()));
+            }
+            RuleHead::Set { refr, key, .. } => {
+                found.exprs.extend([refr].into_iter().chain(key).map(AsRef::as_ref));
+            }
+            RuleHead::Func { refr, assign, .. } => {
+                found.exprs.push(refr);
+                found.exprs.extend(assign.iter().map(|assign| assign.value.as_ref()));
+            }
+        }
+        for body in bodies {
+            found.queries.push(&body.query);
+            found.exprs.extend(body.assign.iter().map(|assign| assign.value.as_ref()));
+        }
+    }
+    let mut edits = Vec::new();
+    while let Some((query, names)) = found.next_every() {
+        for name in names.map(Span::text).filter(|name| *name != "_") {
+            let indexes = indexes(query, name);
+            if !indexes.is_empty() {
+                let behind_brace = query.span.start.saturating_add(1);
+                let assignment = format!(" {prefix}{name} := {name};");
+                edits.push((range(behind_brace, behind_brace), assignment));
+            }
+            let renamed = |span: &Span| (range(span.start, span.end), format!("{prefix}{name}"));
+            edits.extend(indexes.into_iter().map(renamed));
+        }
+    }
+    if edits.is_empty() { None } else { apply(text, edits) }
+}
+
+/// What is still to be looked at.
+#[derive(Default)]
+struct Found<'m> {
+    queries: Vec<&'m Query>,
+    exprs: Vec<&'m Expr>,
+    every: Vec<(&'m Query, [Option<&'m Span>; 2])>,
+}
+
+impl<'m> Found<'m> {
+    /// The next `every`: its query, and its variables.
+    fn next_every(&mut self) -> Option<(&'m Query, impl Iterator<Item = &'m Span> + use<'m>)> {
+        while self.every.is_empty() {
+            if let Some(expr) = self.exprs.pop() {
+                self.expr(expr);
+            } else {
+                let query = self.queries.pop()?;
+                self.query(query);
+            }
+        }
+        let (query, names) = self.every.pop()?;
+        Some((query, names.into_iter().flatten()))
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others have no query")]
+    fn expr(&mut self, expr: &'m Expr) {
+        match expr {
+            Expr::ArrayCompr { term, query, .. } | Expr::SetCompr { term, query, .. } => {
+                self.exprs.push(term);
+                self.queries.push(query);
+            }
+            Expr::ObjectCompr { key, value, query, .. } => {
+                self.exprs.extend([key.as_ref(), value.as_ref()]);
+                self.queries.push(query);
+            }
+            _ => self.exprs.extend(parts(expr)),
+        }
+    }
+
+    fn query(&mut self, query: &'m Query) {
+        for statement in &query.stmts {
+            match &statement.literal {
+                Literal::SomeVars { .. } => {}
+                Literal::SomeIn { key, value, collection, .. } => {
+                    self.exprs.extend(key.iter().chain([value, collection]).map(AsRef::as_ref));
+                }
+                Literal::Expr { expr, .. } | Literal::NotExpr { expr, .. } => self.exprs.push(expr),
+                Literal::Every { key, value, domain, query, .. } => {
+                    self.exprs.push(domain);
+                    self.queries.push(query);
+                    self.every.push((query, [key.as_ref(), Some(value)]));
+                }
+            }
+        }
+    }
+}
+
+/// Where the variable stands alone in brackets, in the query and in those within that have no other of
+/// its name.
+fn indexes<'m>(query: &'m Query, name: &str) -> Vec<&'m Span> {
+    let mut indexes = Vec::new();
+    let mut found = Found { queries: vec![query], ..Found::default() };
+    loop {
+        if let Some(expr) = found.exprs.pop() {
+            if let Expr::RefBrack { index, .. } = expr
+                && let Expr::Var { span, .. } = index.as_ref()
+                && span.text() == name
+            {
+                indexes.push(span);
+            }
+            let own = if let Expr::ArrayCompr { query, .. }
+            | Expr::SetCompr { query, .. }
+            | Expr::ObjectCompr { query, .. } = expr
+            {
+                declared(query).contains(name)
+            } else {
+                false
+            };
+            if !own {
+                found.expr(expr);
+            }
+        } else if let Some(query) = found.queries.pop() {
+            if declared(query).contains(name) {
+                continue;
+            }
+            let before = found.queries.len();
+            found.query(query);
+            // The queries of `every` come back with their variables.
+            found.queries.truncate(before);
+            for (query, names) in std::mem::take(&mut found.every) {
+                if !names.into_iter().flatten().any(|span| span.text() == name) {
+                    found.queries.push(query);
+                }
+            }
+        } else {
+            return indexes;
+        }
+    }
+}
+
+fn range(start: u32, end: u32) -> Range<usize> {
+    let wide = |at| usize::try_from(at).unwrap_or(usize::MAX);
+    wide(start)..wide(end)
+}
+
+/// The text with other pieces in some places.
+fn apply(text: &str, mut edits: Vec<(Range<usize>, String)>) -> Option<String> {
+    edits.sort_by_key(|(place, _)| place.start);
+    let (mut plain, mut from) = (String::with_capacity(text.len()), 0);
+    for (place, new) in edits {
+        plain.push_str(text.get(from..place.start)?);
+        plain.push_str(&new);
+        from = place.end;
+    }
+    plain.push_str(text.get(from..)?);
+    Some(plain)
+}
