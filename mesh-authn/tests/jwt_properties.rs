@@ -10,15 +10,17 @@
 
 mod jwt_idp;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::HeaderValue;
 use jwt_idp::{Idp, NOW, bearer, compile, compile_with, headers, judge_at, resource, verdict, who};
 use mesh_authn::request::{
-    Authentication, KeySet, KeySets, KeySource, MAX_KEYS, Reason, RequestAuthenticator,
-    StringClaim, TimeClaim, TokenLimits, TokenOptions, Tolerance,
+    Authentication, KeySet, KeySetError, KeySets, KeySource, MAX_KEYS, Reason,
+    RequestAuthenticator, StringClaim, TimeClaim, TokenLimits, TokenOptions, Tolerance,
 };
 use mesh_identity::{MeshSettings, Workload};
 use ring::hmac;
@@ -364,6 +366,33 @@ fn sem_strict_01_every_token_must_be_good_for_some_rule() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a test that measures")]
+fn sem_strict_01_many_tokens_and_rules_are_judged_in_bounded_time() {
+    let (first, last) = (Idp::new("https://a.example", "k"), Idp::new("https://z.example", "k"));
+    let strangers = (0..98).map(|at| Idp::new(&format!("https://b{at}.example"), "k").rule());
+    let mut rules = vec![first.rule()];
+    rules.extend(strangers.chain([last.rule()]).map(|mut rule| {
+        rule["fromHeaders"] = json!([{"name": "x-token"}]);
+        rule
+    }));
+    let authenticator = compile(&rules);
+    let copies = vec![last.token("x"); 400];
+    let distinct: Vec<String> = (0..1500).map(|token| token.to_string()).collect();
+    let unaccepted = Reason::NotTolerated(Tolerance::UnacceptedToken);
+    let user = Ok(Some("https://a.example/x".to_owned()));
+    for (tokens, want) in [(copies, user), (distinct, Err(unaccepted))] {
+        let mut headers = bearer(&first.token("x"));
+        for token in tokens {
+            headers.append("x-token", HeaderValue::from_str(&token).unwrap());
+        }
+        let start = Instant::now();
+        assert_eq!(verdict(judge_at(&authenticator, &headers, "/", NOW)), want);
+        // Comparing each with each takes many times as long.
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
 fn sem_strict_02_a_rule_without_issuer_speaks_for_nobody_else() {
     let (owner, free) = (Idp::new("https://a.example", "a"), Idp::new("", "f"));
     let url = "https://any.example/keys";
@@ -535,6 +564,29 @@ fn sec_jwt_12_limits_come_before_work() {
     assert!(KeySet::parse(json!({"keys": many}).to_string().as_bytes()).is_err());
     let padded = format!("{}{}", idp.jwks(), " ".repeat(2 << 20));
     assert!(KeySet::parse(padded.as_bytes()).is_err());
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test that measures")]
+fn sec_jwt_13_keys_are_counted_before_any_is_read() {
+    let point = "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU";
+    let key = json!({"kty": "EC", "crv": "P-256", "x": point, "y": point});
+    let keys = vec![key; 6000];
+    let parse = |name: &str| {
+        let text = json!({name: keys}).to_string();
+        let start = Instant::now();
+        (KeySet::parse(text.as_bytes()).err(), start.elapsed())
+    };
+    let (error, only_read) = parse("other");
+    assert_eq!(error, Some(KeySetError::NoKeys));
+    let (error, counted) = parse("keys");
+    assert_eq!(error, Some(KeySetError::TooManyKeys));
+    assert!(counted < only_read * 30, "{counted:?} and {only_read:?}");
+    // The older form: `{"kid": "PEM certificate"}`.
+    let certificates: BTreeMap<String, &str> =
+        (0..=MAX_KEYS).map(|kid| (kid.to_string(), "no certificate")).collect();
+    let text = json!(certificates).to_string();
+    assert_eq!(KeySet::parse(text.as_bytes()).err(), Some(KeySetError::TooManyKeys));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 
+use serde::Deserialize as _;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
@@ -172,17 +173,70 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let first = map.next_key_seed(NextName);
+        if matches!(first, Ok(Some(Name::OfNumber))) {
+            let number = map.next_value::<String>()?.parse().map_err(A::Error::custom)?;
+            return self.visit_f64(number);
+        }
         let deeper = self.deeper()?;
         let mut object = Map::new();
-        while let Some(name) = map.next_key::<String>()? {
+        let mut next = first?;
+        while let Some(Name::Written(name)) = next {
+            if name.starts_with(PRIVATE) {
+                return Err(A::Error::custom("a name is serde_json's own"));
+            }
             self.work.add(allocated(name.capacity()));
             let value = map.next_value_seed(deeper)?;
             if object.insert(name, value).is_some() {
                 return Err(A::Error::custom("a name occurs twice"));
             }
+            next = map.next_key_seed(NextName)?;
         }
         self.work.add(map_memory(object.len()));
         Ok(Value::Object(object))
+    }
+}
+
+/// Names that begin so mean something else to `serde_json` wherever a text or a tree is read into a
+/// type: a number, or a text to be read. No object has them, so that nobody sees another token.
+const PRIVATE: &str = "$serde_json::private::";
+
+/// The name of a member.
+enum Name {
+    /// What `serde_json` makes of a number that is no 64-bit integer, when some crate of the
+    /// application turns its feature `arbitrary_precision` on: a map whose only value is the
+    /// number's text.
+    OfNumber,
+    /// In the text.
+    Written(String),
+}
+
+/// Asks for a name in a way that tells which it is: as one that may be missing. `serde_json` gives
+/// the names of a text as something that is there, and its own one as a plain string. Should that
+/// change, numbers are refused.
+struct NextName;
+
+impl<'de> DeserializeSeed<'de> for NextName {
+    type Value = Name;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Name, D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for NextName {
+    type Value = Name;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Name, D::Error> {
+        String::deserialize(deserializer).map(Name::Written)
+    }
+
+    fn visit_str<E>(self, _number: &str) -> Result<Name, E> {
+        Ok(Name::OfNumber)
     }
 }
 
@@ -211,6 +265,33 @@ mod tests {
             let read = parse_object(text, DEPTH).err();
             assert_eq!(read, Some(Unread::NotAnObject), "{}", String::from_utf8_lossy(text));
         }
+    }
+
+    #[test]
+    fn sec_jwt_3_names_that_serde_json_reads_as_something_else_are_refused() {
+        for name in ["Number", "RawValue", "Other", ""] {
+            for text in [
+                format!(r#"{{"$serde_json::private::{name}":"1"}}"#),
+                format!(r#"{{"a":{{"$serde_json::private::{name}":"{{}}"}}}}"#),
+                format!(r#"{{"a":[{{"b":1,"\u0024serde_json::private::{name}":"1"}}]}}"#),
+            ] {
+                let read = parse_object(text.as_bytes(), DEPTH).err();
+                assert_eq!(read, Some(Unread::NotAnObject), "{text}");
+            }
+        }
+        assert!(
+            parse_object(br#"{"$serde_json":1,"a":"$serde_json::private::Number"}"#, 1).is_ok()
+        );
+    }
+
+    #[test]
+    fn sec_jwt_3_numbers_are_numbers_whatever_features_serde_json_has() {
+        // Also where nothing may nest any deeper.
+        let text = br#"{"a":1.5,"b":-1e3,"c":18446744073709551616,"d":-0,"e":7}"#;
+        let read = parse_object(text, 1).unwrap().members;
+        let numbers = ["a", "b", "c", "d", "e"].map(|name| read[name].as_f64());
+        assert_eq!(numbers, [1.5, -1000.0, 18_446_744_073_709_551_616.0, 0.0, 7.0].map(Some));
+        assert!(parse_object(br#"{"a":-1e999}"#, 1).is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! passes whom Istio would not let pass, and nobody passes as somebody else ([SEM-STRICT-20]).
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_identity::VerifiedToken;
@@ -28,13 +29,17 @@ pub(super) struct Judge<'a> {
     taken: Few<&'a TokenPlace>,
     /// Accepted tokens in the order in which they were verified.
     applied: Few<Use<'a>>,
-    /// What has been verified, so that no signature is checked twice.
-    seen: Few<Seen<'a>>,
+    /// What rules said about tokens, so that no signature is checked twice. Sorted, as a request may
+    /// bring many tokens to many rules.
+    seen: BTreeMap<RuleAndToken<'a>, Result<Arc<Accepted>, Reason>>,
     /// Why a token that Envoy might accept was not looked at: its size.
     beyond_limits: Option<Reason>,
     /// A rule whose fetched key set lacks the key that a token names.
     lacking: Option<usize>,
 }
+
+/// A rule by its place in the list, and a token shown to it.
+type RuleAndToken<'a> = (usize, Cow<'a, [u8]>);
 
 /// An accepted token and the rule and place it was accepted for.
 struct Use<'a> {
@@ -45,13 +50,6 @@ struct Use<'a> {
     /// Whether `outputPayloadToHeader` is written: not when another token of the same rule failed
     /// afterwards. (Envoy keeps the claim headers even then.)
     writes_payload: bool,
-}
-
-/// What a rule said about a token.
-struct Seen<'a> {
-    rule: usize,
-    token: Cow<'a, [u8]>,
-    verdict: Result<Arc<Accepted>, Reason>,
 }
 
 /// Why a rule does not accept a token.
@@ -87,7 +85,7 @@ impl<'a> Judge<'a> {
         request: &'a RequestView<'a>,
         now: u64,
     ) -> Self {
-        let (taken, applied, seen) = (Few::new(), Few::new(), Few::new());
+        let (taken, applied, seen) = (Few::new(), Few::new(), BTreeMap::new());
         Self { of, request, now, taken, applied, seen, beyond_limits: None, lacking: None }
     }
 
@@ -157,10 +155,11 @@ impl<'a> Judge<'a> {
     }
 
     fn verify(&mut self, index: usize, token: Cow<'a, [u8]>) -> Result<Arc<Accepted>, Reason> {
-        if let Some(seen) = self.seen.iter().find(|s| s.rule == index && s.token == token) {
-            return seen.verdict.clone();
+        let key = (index, token);
+        if let Some(verdict) = self.seen.get(&key) {
+            return verdict.clone();
         }
-        let verdict = self.of.verify(index, &token, self.now).map_err(|failure| {
+        let verdict = self.of.verify(index, &key.1, self.now).map_err(|failure| {
             if failure.lacks_key {
                 self.lacking = Some(index);
             }
@@ -171,7 +170,7 @@ impl<'a> Judge<'a> {
         });
         // A single rule asks about each token once.
         if self.of.rules.len() > 1 {
-            self.seen.push(Seen { rule: index, token, verdict: verdict.clone() });
+            self.seen.insert(key, verdict.clone());
         }
         verdict
     }
@@ -299,17 +298,15 @@ impl<'a> Judge<'a> {
             // Every token it saw is good, or the request had been refused.
             return false;
         }
-        let mut all: Vec<(usize, Cow<'a, [u8]>)> = Vec::new();
+        // Each token once, however many lines and rules it is found by.
+        let mut accepted: BTreeMap<Cow<'a, [u8]>, bool> = BTreeMap::new();
         for (index, rule) in of.rules.iter().enumerate() {
-            let found = extract::tokens(&rule.spec.places, self.request, &Few::new());
-            all.extend(found.into_iter().map(|found| (index, found.token)));
+            for found in extract::tokens(&rule.spec.places, self.request, &Few::new()) {
+                let is_clean = self.is_clean(index, found.token.clone());
+                *accepted.entry(found.token).or_default() |= is_clean;
+            }
         }
-        let accepted: Vec<bool> =
-            all.iter().map(|(index, token)| self.is_clean(*index, token.clone())).collect();
-        all.iter().any(|(_, token)| {
-            let mut same = all.iter().zip(&accepted).filter(|((_, other), _)| other == token);
-            !same.any(|(_, accepted)| *accepted)
-        })
+        accepted.into_values().any(|accepted| !accepted)
     }
 
     /// Whether a rule accepts a token without objections.

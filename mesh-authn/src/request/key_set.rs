@@ -140,13 +140,15 @@ impl KeySet {
         })?;
         let object = object.members;
         let parsed: Vec<Result<Key, KeyProblem>> = match object.get("keys") {
+            // Counted before any is read: reading a key takes long.
+            Some(Value::Array(list)) if list.len() > MAX_KEYS => {
+                return Err(KeySetError::TooManyKeys);
+            }
             Some(Value::Array(list)) => list.iter().map(parse_key).collect(),
             Some(_) => return Err(KeySetError::NotAList),
+            None if object.len() > MAX_KEYS => return Err(KeySetError::TooManyKeys),
             None => certificates(&object).ok_or(KeySetError::NoKeys)?,
         };
-        if parsed.len() > MAX_KEYS {
-            return Err(KeySetError::TooManyKeys);
-        }
         let (mut keys, mut skipped) = (Vec::new(), Vec::new());
         for (index, key) in parsed.into_iter().enumerate() {
             match key {

@@ -69,6 +69,8 @@ pub struct KeyRefresh {
     /// A token named a key that is not there, and no fetch has begun since.
     asked: bool,
     failures: u32,
+    /// The set was found too old, and no fetch has succeeded since.
+    too_old: bool,
 }
 
 #[derive(Clone)]
@@ -137,6 +139,7 @@ impl KeyRefresh {
             fruitless: 0,
             asked: false,
             failures: 0,
+            too_old: false,
         }
     }
 
@@ -180,7 +183,7 @@ impl KeyRefresh {
         let digest = digest::digest(&digest::SHA256, body);
         let fruitless = std::mem::take(&mut self.fruitless);
         let asked = std::mem::take(&mut self.asked);
-        (self.in_flight, self.failures) = (false, 0);
+        (self.in_flight, self.failures, self.too_old) = (false, 0, false);
         let fetched = now.as_secs();
         match &mut self.held {
             Some(held) if held.digest.as_ref() == digest.as_ref() => {
@@ -212,24 +215,29 @@ impl KeyRefresh {
     }
 
     /// The set that counts now; nothing when there is none or it is too old.
+    ///
+    /// What was too old once stays so until a fetch succeeds, also when the clock goes back
+    /// ([SEC-OPS-5]).
     #[must_use]
-    pub fn keys(&self, now: UnixTime) -> Option<&Arc<KeySet>> {
+    pub fn keys(&mut self, now: UnixTime) -> Option<&Arc<KeySet>> {
         let held = self.held.as_ref()?;
         let age = now.as_secs().saturating_sub(held.fetched);
         let closed = self.failures > 0 && age >= self.policy.max_age;
-        (!closed && age <= self.policy.max_age.max(self.policy.interval)).then_some(&held.keys)
+        self.too_old |= closed || age > self.policy.max_age.max(self.policy.interval);
+        (!self.too_old).then_some(&held.keys)
     }
 
     /// How the source is doing.
     #[must_use]
-    pub fn state(&self, now: UnixTime) -> KeyState {
+    pub fn state(&mut self, now: UnixTime) -> KeyState {
+        let counts = self.keys(now).is_some();
         let failures = self.failures;
         let Some(held) = &self.held else { return KeyState::Missing { failures } };
         let age = now.as_secs().saturating_sub(held.fetched);
-        match (self.keys(now), failures) {
-            (None, _) => KeyState::TooOld { age },
-            (Some(_), 0) => KeyState::Fresh { age },
-            (Some(_), _) => KeyState::Stale { age, failures },
+        match (counts, failures) {
+            (false, _) => KeyState::TooOld { age },
+            (true, 0) => KeyState::Fresh { age },
+            (true, _) => KeyState::Stale { age, failures },
         }
     }
 
@@ -356,6 +364,30 @@ mod tests {
                 }
             }
             assert!(last > 9_000);
+        }
+    }
+
+    #[test]
+    fn sec_ops_5_and_sec_jwt_14_a_clock_that_goes_back_revives_no_set() {
+        // Too old because fetches fail, or because nobody could even ask.
+        for failures in [0, 1] {
+            let mut refresh = fresh();
+            for _ in 0..failures {
+                assert!(refresh.begin(at(1400), 0));
+                refresh.failed(at(1400));
+            }
+            assert!(refresh.keys(at(1000 + 86_401)).is_none());
+            for second in [1401, 1000, 0] {
+                assert!(refresh.keys(at(second)).is_none(), "{second}");
+                assert!(matches!(refresh.state(at(second)), KeyState::TooOld { .. }));
+            }
+            assert!(refresh.begin(at(900), 0));
+            refresh.failed(at(900));
+            assert!(refresh.keys(at(900)).is_none());
+            // The next success ends it.
+            assert!(refresh.begin(at(2000), 0));
+            assert_eq!(refresh.fetched(at(2000), SET), Ok(Fetched::Same));
+            assert!(refresh.keys(at(2000)).is_some());
         }
     }
 

@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
+use super::places::Place;
 use super::service::CaService;
 use super::tls::{self, OwnCertificate, ServerName};
 use crate::jwt::{oidc_discovery, oidc_jwks};
@@ -65,7 +66,8 @@ impl CaService {
     ) -> io::Result<()> {
         let provider = tls::provider();
         let service = self.clone();
-        let serve = move |stream, stopped| connection(service.clone(), stream, stopped);
+        let serve =
+            move |stream, place, stopped| connection(service.clone(), stream, place, stopped);
         match endpoint {
             BundleEndpoint::Spiffe(id) => {
                 let own = OwnCertificate::new(self, ServerName::new(id, []), &provider).await?;
@@ -91,9 +93,13 @@ impl CaService {
 async fn connection(
     service: CaService,
     stream: TlsStream<TcpStream>,
-    mut stop: watch::Receiver<bool>,
+    place: Place,
+    stop: watch::Receiver<bool>,
 ) {
+    let requests = place.requests();
     let answer = service_fn(move |request| {
+        // It is over when it is answered: documents are short, and who does not read one is idle.
+        drop(requests.begin());
         let answer = answer(&service, &request);
         async move { Ok::<_, Infallible>(answer) }
     });
@@ -105,12 +111,7 @@ async fn connection(
         .keep_alive_interval(SILENCE)
         .max_concurrent_streams(16)
         .max_header_list_size(16 * 1024);
-    let connection = builder.serve_connection(TokioIo::new(stream), answer);
-    tokio::select! {
-        // What a client does to its own connection is its own affair.
-        done = connection => drop(done),
-        _stopped = stop.changed() => {}
-    }
+    place.drive(builder.serve_connection(TokioIo::new(stream), answer), stop).await;
 }
 
 fn answer(service: &CaService, request: &Request<Incoming>) -> Response<Full<Bytes>> {

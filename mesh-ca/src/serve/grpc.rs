@@ -19,10 +19,11 @@ use tonic::server::Grpc;
 use tonic_prost::ProstCodec;
 use tower_service::Service;
 
+use super::places::{Counted, Place};
 use crate::error::CaError;
 
 /// Most bytes of a request: a certificate request of 16 KiB in PEM, with room.
-const MAX_REQUEST: usize = 64 * 1024;
+pub(super) const MAX_REQUEST: usize = 64 * 1024;
 
 /// Most bytes of an answer: what clients take by default.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
@@ -36,26 +37,29 @@ const MAX_HEADERS: u32 = 24 * 1024;
 /// How often a silent client is asked whether it is still there.
 const PING: Duration = Duration::from_secs(20);
 
-/// What a call that has begun may still take when the server stops. Streams have no end of their own.
-const DRAIN: Duration = Duration::from_secs(1);
-
 /// The stream of a streaming answer.
 pub(super) type Answers<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
 
 /// The future of a call.
 pub(super) type Call = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
-/// Serves HTTP/2 on a connection until it ends, or until `stop` changes.
+/// Serves HTTP/2 on a connection for as long as it may keep its place, or until `stop` changes.
 pub(super) async fn serve<T>(
     stream: T,
-    mut stop: watch::Receiver<bool>,
+    place: Place,
+    stop: watch::Receiver<bool>,
     answer: impl Fn(Request<Incoming>) -> Call + Send + 'static,
 ) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (requests, limit) = (place.requests(), place.answer_limit());
     let service = service_fn(move |request| {
-        let call = answer(request);
-        async move { Ok::<_, Infallible>(call.await) }
+        let (open, call) = (requests.begin(), answer(request));
+        async move {
+            let late = |_elapsed| Status::deadline_exceeded("no answer in time").into_http();
+            let answer = tokio::time::timeout(limit, call).await.unwrap_or_else(late);
+            Ok::<_, Infallible>(answer.map(|body| Counted { body, _open: open }))
+        }
     });
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
@@ -64,14 +68,7 @@ pub(super) async fn serve<T>(
         .keep_alive_timeout(PING)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    tokio::select! {
-        // What a client does to its own connection is its own affair.
-        done = connection.as_mut() => return drop(done),
-        _stopped = stop.changed() => connection.as_mut().graceful_shutdown(),
-    }
-    drop(tokio::time::timeout(DRAIN, connection).await);
+    place.drive(builder.serve_connection(TokioIo::new(stream), service), stop).await;
 }
 
 /// A closure as the service of one method.
@@ -139,16 +136,16 @@ where
     Box::pin(async move { grpc::<Q, A>().server_streaming(service, request).await })
 }
 
-/// Many questions, many answers.
+/// Many questions, many answers; none for a caller that is refused before the first question.
 pub(super) fn streaming<Q, A, F>(request: Request<Incoming>, method: F) -> Call
 where
     Q: prost::Message + Default + Send + 'static,
     A: prost::Message + Send + 'static,
-    F: Fn(tonic::Streaming<Q>) -> Answers<A> + Send + 'static,
+    F: Fn(tonic::Streaming<Q>) -> Result<Answers<A>, Status> + Send + 'static,
 {
     let service = Method(move |questions: tonic::Request<tonic::Streaming<Q>>| {
         let answers = method(questions.into_inner());
-        async move { Ok(tonic::Response::new(answers)) }
+        async move { answers.map(tonic::Response::new) }
     });
     Box::pin(async move { grpc::<Q, A>().streaming(service, request).await })
 }

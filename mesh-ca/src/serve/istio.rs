@@ -104,11 +104,11 @@ impl CaService {
         let own = OwnCertificate::new(self, settings.name.clone(), &provider).await?;
         let config = tls::with_callers(self, Arc::clone(&own), &provider)?;
         let service = self.clone();
-        let serving = tls::accept(listener, config, until, move |stream, stopped| {
+        let serving = tls::accept(listener, config, until, move |stream, place, stopped| {
             let chain = stream.get_ref().1.peer_certificates();
             let chain: Option<Arc<[_]>> = chain.map(|chain| chain.to_vec().into());
             let (service, settings) = (service.clone(), settings.clone());
-            grpc::serve(stream, stopped, move |request| {
+            grpc::serve(stream, place, stopped, move |request| {
                 answer(&service, &settings, chain.as_deref(), request)
             })
         });

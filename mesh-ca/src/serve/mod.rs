@@ -18,6 +18,7 @@ mod grpc;
 mod identities;
 mod istio;
 mod lenient;
+mod places;
 mod sds;
 mod service;
 mod tls;

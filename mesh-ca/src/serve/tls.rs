@@ -18,11 +18,12 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, DnsName, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::identities::random;
+use super::places::{Place, Places};
 use super::service::CaService;
 use crate::authority::ALGORITHMS;
 use crate::error::CaError;
@@ -33,6 +34,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Most connections of one server.
 const MAX_CONNECTIONS: usize = 4096;
+
+/// Callers from the network share all places.
+const EVERYBODY: u32 = 0;
 
 /// The longest sleep, so that a clock that was set is noticed.
 const NAP: Duration = Duration::from_secs(5);
@@ -262,11 +266,11 @@ pub(super) async fn accept<F, R>(
     until: impl Future<Output = ()>,
     serve: F,
 ) where
-    F: Fn(TlsStream<TcpStream>, watch::Receiver<bool>) -> R + Clone + Send + 'static,
+    F: Fn(TlsStream<TcpStream>, Place, watch::Receiver<bool>) -> R + Clone + Send + 'static,
     R: Future<Output = ()> + Send,
 {
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(MAX_CONNECTIONS);
     let (stop, stopped) = watch::channel(false);
     tokio::pin!(until);
     loop {
@@ -282,18 +286,22 @@ pub(super) async fn accept<F, R>(
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let Some(place) = places.take(EVERYBODY) else {
             tracing::warn!(%address, "too many connections");
             continue;
         };
         let (acceptor, serve, stopped) = (acceptor.clone(), serve.clone(), stopped.clone());
         tokio::spawn(async move {
-            match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => serve(stream, stopped).await,
+            let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
+            let shaken = tokio::select! {
+                shaken = handshake => shaken,
+                () = place.evicted() => return,
+            };
+            match shaken {
+                Ok(Ok(stream)) => serve(stream, place, stopped).await,
                 Ok(Err(error)) => tracing::debug!(%address, %error, "no handshake"),
                 Err(_elapsed) => tracing::debug!(%address, "no handshake in time"),
             }
-            drop(place);
         });
     }
     stop.send_replace(true);

@@ -1,6 +1,5 @@
 //! The SPIFFE Workload API on a Unix socket, and Envoy's SDS beside it, as SPIRE's agent has them.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,6 +22,7 @@ use super::entry::PeerCredentials;
 use super::grpc::{self, Answers, Call};
 use super::identities::Identities;
 use super::lenient::Lenient;
+use super::places::Places;
 use super::sds;
 use super::service::{CaService, CheckError};
 
@@ -71,7 +71,7 @@ impl CaService {
         until: impl Future<Output = ()>,
     ) -> io::Result<()> {
         let (stop, stopped) = watch::channel(false);
-        let open = Arc::new(Mutex::new(HashMap::<u32, usize>::new()));
+        let places = Places::new(MAX_CONNECTIONS);
         tokio::pin!(until);
         loop {
             let accepted = tokio::select! {
@@ -88,15 +88,14 @@ impl CaService {
                 }
             };
             let Some(peer) = credentials(&stream) else { continue };
-            let Some(place) = Place::take(&open, peer.uid) else {
+            let Some(place) = places.take(peer.uid) else {
                 tracing::warn!(%peer, "too many connections");
                 continue;
             };
             let (service, check, stopped) = (self.clone(), Arc::clone(&check), stopped.clone());
             tokio::spawn(async move {
                 let answer = move |request| answer(&service, &check, peer, request);
-                grpc::serve(Lenient::new(stream), stopped, answer).await;
-                drop(place);
+                grpc::serve(Lenient::new(stream), place, stopped, answer).await;
             });
         }
         stop.send_replace(true);
@@ -110,36 +109,6 @@ fn credentials(stream: &UnixStream) -> Option<PeerCredentials> {
         Err(error) => {
             tracing::warn!(%error, "the kernel does not tell who connects");
             None
-        }
-    }
-}
-
-/// One of a user's connections.
-struct Place {
-    open: Arc<Mutex<HashMap<u32, usize>>>,
-    uid: u32,
-}
-
-impl Place {
-    fn take(open: &Arc<Mutex<HashMap<u32, usize>>>, uid: u32) -> Option<Self> {
-        let mut users = open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = users.entry(uid).or_default();
-        if *count >= MAX_CONNECTIONS {
-            return None;
-        }
-        *count = count.saturating_add(1);
-        Some(Self { open: Arc::clone(open), uid })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut users = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = users.get_mut(&self.uid) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                users.remove(&self.uid);
-            }
         }
     }
 }

@@ -170,7 +170,7 @@ pub(crate) async fn keep_fresh(mesh: Mesh, fetcher: Arc<dyn KeyFetcher>, policy:
                 fetching.insert(task.id(), source);
             }
         }
-        publish(&mesh, &sources);
+        publish(&mesh, &mut sources);
         let due = sources.values().map(|refresh| refresh.due().as_secs()).min();
         let rest = due.map_or(REST, |due| Duration::from_secs(due.saturating_sub(now.as_secs())));
         tokio::select! {
@@ -220,18 +220,19 @@ fn received(
 }
 
 /// Puts the sets that count now into force, if they are others than those in force.
-fn publish(mesh: &Mesh, sources: &BTreeMap<KeySource, KeyRefresh>) {
+fn publish(mesh: &Mesh, sources: &mut BTreeMap<KeySource, KeyRefresh>) {
     let now = mesh.clock().now();
     let mut sets = KeySets::new();
-    for (source, refresh) in sources {
+    for (source, refresh) in sources.iter_mut() {
         if let Some(keys) = refresh.keys(now) {
             sets.insert(source.clone(), Arc::clone(keys));
         }
     }
-    let states = sources.iter().map(|(source, refresh)| (source.clone(), refresh.state(now)));
+    let states: Vec<(KeySource, KeyState)> =
+        sources.iter_mut().map(|(source, refresh)| (source.clone(), refresh.state(now))).collect();
     // Whoever waits for a state finds its keys in force.
     mesh.set_keys(sets, sources.keys());
-    mesh.set_key_states(states.collect());
+    mesh.set_key_states(states);
 }
 
 /// Waits until these sources have been fetched for the first time, or a fetch of one has failed, or

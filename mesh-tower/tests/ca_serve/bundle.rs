@@ -14,9 +14,11 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
 
-use crate::support::World;
+use crate::support::{World, ends};
 
 /// What the server proves itself with is looked at by the test.
 #[derive(Debug)]
@@ -57,6 +59,12 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
+async fn shake_hands(address: std::net::SocketAddr, config: ClientConfig) -> TlsStream<TcpStream> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    connector.connect("ca.example".try_into().unwrap(), stream).await.unwrap()
+}
+
 struct Client {
     send: http1::SendRequest<Empty<Bytes>>,
     chain: Vec<CertificateDer<'static>>,
@@ -64,10 +72,7 @@ struct Client {
 
 impl Client {
     async fn connect(address: std::net::SocketAddr, config: ClientConfig) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        let name = "ca.example".try_into().unwrap();
-        let stream = connector.connect(name, stream).await.unwrap();
+        let stream = shake_hands(address, config).await;
         let chain = stream.get_ref().1.peer_certificates().unwrap().to_vec();
         let (send, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(async move { connection.await.ok() });
@@ -166,4 +171,27 @@ async fn https_web_proves_itself_with_a_certificate_of_the_web() {
     assert_eq!(status, 200);
     assert!(TrustBundle::from_json("cluster.local".parse().unwrap(), &body).is_ok());
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// [SEC-HTTP-14] Who has shaken hands and asks nothing keeps no place for long, whatever protocol
+/// he has in mind.
+#[tokio::test]
+async fn sec_http_14_a_silent_reader_is_sent_away() {
+    let world = World::start();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let endpoint = BundleEndpoint::Spiffe("spiffe://cluster.local/ca".parse().unwrap());
+    let service = world.service.clone();
+    tokio::spawn(
+        async move { service.serve_bundle(listener, endpoint, std::future::pending()).await },
+    );
+    let silent = [&b""[..], b"GET / HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"];
+    let mut ending = tokio::task::JoinSet::new();
+    for said in silent {
+        let anybody = builder().dangerous().with_custom_certificate_verifier(Arc::new(Anybody));
+        let mut stream = shake_hands(address, anybody.with_no_client_auth()).await;
+        stream.write_all(said).await.unwrap();
+        ending.spawn(ends(stream));
+    }
+    ending.join_all().await;
 }

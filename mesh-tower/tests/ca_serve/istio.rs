@@ -23,9 +23,10 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use crate::support::{PATIENCE, Raw, World, id};
+use crate::support::{PATIENCE, Raw, World, ends, id};
 use crate::tokens::{Cluster, ISSUER, claims};
 
 const ISTIOD: &str = "istiod.istio-system.svc";
@@ -101,6 +102,10 @@ impl Istiod {
     }
 
     async fn raw(&self) -> Raw {
+        Raw::new(self.stream().await).await
+    }
+
+    async fn stream(&self) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         let bundle = self.world.service.ca().bundle();
         for root in bundle.x509_authorities() {
@@ -115,7 +120,7 @@ impl Istiod {
         config.alpn_protocols = vec![b"h2".to_vec()];
         let stream = TcpStream::connect(self.address).await.unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        Raw::new(connector.connect(ISTIOD.try_into().unwrap(), stream).await.unwrap()).await
+        connector.connect(ISTIOD.try_into().unwrap(), stream).await.unwrap()
     }
 
     /// One call with a good token.
@@ -512,4 +517,12 @@ async fn what_the_client_refuses() {
     }
     let shown = format!("{:?}", istiod.client("cart").header("x-key", "secret").unwrap());
     assert!(!shown.contains("secret"), "{shown}");
+}
+
+/// [SEC-HTTP-14] Who has shaken hands and asks nothing keeps no place for long.
+#[tokio::test]
+async fn sec_http_14_a_silent_caller_is_sent_away() {
+    let istiod = Istiod::start().await;
+    let (on_tls, on_socket) = (istiod.stream().await, istiod.world.stream().await);
+    tokio::join!(ends(on_tls), ends(on_socket));
 }

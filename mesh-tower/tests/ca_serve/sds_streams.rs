@@ -276,3 +276,52 @@ async fn delta_after_a_cut() {
     new_root(&world);
     assert_eq!(names(&call.next().await.unwrap()), ["ROOTCA"]);
 }
+
+/// [SEC-CA-7] Only the first message tells what the client has, and only of what it subscribes to:
+/// anything else would be kept for as long as somebody goes on telling.
+#[tokio::test]
+async fn sec_ca_7_delta_keeps_no_more_than_is_subscribed_to() {
+    let world = world();
+    let domain = "spiffe://cluster.local";
+    let mut raw = world.connect().await;
+    let mut call: Call<DeltaResponse> = raw.open(DELTA, &delta(&["ROOTCA", domain], &[])).await;
+    let first = call.next().await.unwrap();
+    let versions = first.resources.iter().map(|one| (one.name.clone(), one.version.clone()));
+    let held: BTreeMap<_, _> = versions.collect();
+
+    let only = DeltaRequest { held: held.clone(), ..delta(&["ROOTCA"], &[]) };
+    let mut call: Call<DeltaResponse> = raw.open(DELTA, &only).await;
+    assert!(call.is_silent().await);
+    call.say(&delta(&[domain], &[]));
+    assert_eq!(names(&call.next().await.unwrap()), [domain], "told before it was asked for");
+
+    let mut call: Call<DeltaResponse> = raw.open(DELTA, &delta(&[], &[])).await;
+    call.say(&DeltaRequest { held, ..delta(&["ROOTCA"], &[]) });
+    assert_eq!(names(&call.next().await.unwrap()), ["ROOTCA"], "told too late");
+
+    let long = "n".repeat(30_000);
+    for letter in ["a", "b", "c"] {
+        call.say(&delta(&[&format!("{letter}{long}")], &[]));
+    }
+    let mut ended = call.next().await;
+    while ended.is_ok() {
+        ended = call.next().await;
+    }
+    assert_eq!(ended.unwrap_err().0, INVALID);
+}
+
+/// [SEC-CA-8] Who is nobody is told so, even if he asks for nothing.
+#[tokio::test]
+async fn sec_ca_8_a_delta_stream_is_for_the_registered() {
+    let world = World::start();
+    let mut raw = world.connect().await;
+    let mut call: Call<DeltaResponse> = raw.open(DELTA, &delta(&[], &[])).await;
+    assert_eq!(call.next().await.unwrap_err().0, DENIED);
+
+    world.register([entry("envoy")]);
+    let mut call: Call<DeltaResponse> = raw.open(DELTA, &delta(&[], &[])).await;
+    assert!(call.is_silent().await);
+    world.register([]);
+    call.say(&delta(&[], &[]));
+    assert_eq!(call.next().await.unwrap_err().0, DENIED);
+}

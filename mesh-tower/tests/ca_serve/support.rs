@@ -22,7 +22,7 @@ use mesh_tower::identity::{SpiffeId, TrustDomain};
 use mesh_tower::{Clock as _, JwtSvids, SystemClock, WorkloadApi};
 use prost::Message;
 use rustls_pki_types::UnixTime;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
@@ -181,6 +181,14 @@ impl tracing::Subscriber for Warnings {
     }
     fn enter(&self, _: &tracing::span::Id) {}
     fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// Waits until the other side ends a connection.
+pub(crate) async fn ends(mut stream: impl AsyncRead + Unpin) {
+    let mut read = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut read)).await;
+    // It may be cut.
+    drop(ended.unwrap());
 }
 
 /// One HTTP/2 connection; every call is written by hand.

@@ -305,3 +305,15 @@ async fn hostile_frames_are_refused() {
     assert_eq!(got.unwrap_err().0, DENIED);
     assert!(world.api().fetch_jwt_svids(&["x"], None).await.is_ok());
 }
+
+/// [SEC-CA-7] A process that takes all places of its user and asks nothing shuts nobody out.
+#[tokio::test]
+async fn sec_ca_7_silent_connections_give_way() {
+    let world = World::start();
+    world.register([entry("server")]);
+    let mut silent = Vec::new();
+    for _ in 0..260 {
+        silent.push(world.stream().await);
+    }
+    assert!(world.api().fetch_jwt_svids(&["x"], None).await.is_ok());
+}

@@ -46,6 +46,9 @@ const DEFAULT: &str = "default";
 /// Most names in one subscription.
 const MAX_NAMES: usize = 256;
 
+/// How long a version of ours is: a SHA-256 in hex.
+const VERSION: usize = 64;
+
 pub(super) fn fetch_secrets(
     service: &CaService,
     peer: PeerCredentials,
@@ -68,12 +71,13 @@ pub(super) fn stream_secrets(
 ) -> Call {
     let service = service.clone();
     grpc::streaming(request, move |requests| {
-        let identities = Identities::new(&service, peer);
+        let mut identities = Identities::new(&service, peer);
+        identities.registered()?;
         let stream = Stream { identities, requests, names: None, sent: 0 };
-        answers(stream, |mut stream| async move {
+        Ok(answers(stream, |mut stream| async move {
             let answer = stream.next().await;
             (answer, stream)
-        })
+        }))
     })
 }
 
@@ -84,13 +88,14 @@ pub(super) fn delta_secrets(
 ) -> Call {
     let service = service.clone();
     grpc::streaming(request, move |requests| {
-        let identities = Identities::new(&service, peer);
-        let stream =
-            Delta { identities, requests, names: BTreeSet::new(), held: BTreeMap::new(), sent: 0 };
-        answers(stream, |mut stream| async move {
+        let mut identities = Identities::new(&service, peer);
+        identities.registered()?;
+        let (names, held) = (BTreeSet::new(), BTreeMap::new());
+        let stream = Delta { identities, requests, begun: false, names, held, sent: 0 };
+        Ok(answers(stream, |mut stream| async move {
             let answer = stream.next().await;
             (answer, stream)
-        })
+        }))
     })
 }
 
@@ -205,8 +210,10 @@ fn bundle_name(bundle: &TrustBundle) -> String {
 struct Delta {
     identities: Identities,
     requests: Streaming<DeltaDiscoveryRequest>,
+    /// Whether the first message has come.
+    begun: bool,
     names: BTreeSet<String>,
-    /// The version of each secret that the client has.
+    /// The version of each secret that the client has, of those it subscribed to.
     held: BTreeMap<String, String>,
     sent: u64,
 }
@@ -229,6 +236,7 @@ impl Delta {
                 () = due => {}
             }
             if self.names.is_empty() {
+                self.identities.registered()?;
                 continue;
             }
             let names = &self.names;
@@ -246,10 +254,6 @@ impl Delta {
             self.names.remove(&name);
             self.held.remove(&name);
         }
-        if self.sent == 0 {
-            let initial = request.initial_resource_versions.into_iter().take(MAX_NAMES);
-            self.held.extend(initial);
-        }
         for name in request.resource_names_subscribe {
             // Who subscribes again has lost it.
             if self.sent > 0 {
@@ -257,7 +261,17 @@ impl Delta {
             }
             self.names.insert(name);
         }
-        check_names(self.names.len())
+        check_names(self.names.len())?;
+        if self.names.iter().map(String::len).sum::<usize>() > grpc::MAX_REQUEST {
+            return Err(Status::invalid_argument("names are too long"));
+        }
+        if !std::mem::replace(&mut self.begun, true) {
+            // Of what the client says it has, only what it subscribes to in the same breath counts.
+            let mut held = request.initial_resource_versions;
+            held.retain(|name, version| self.names.contains(name) && version.len() == VERSION);
+            self.held = held;
+        }
+        Ok(())
     }
 
     fn changes(&mut self) -> Option<DeltaDiscoveryResponse> {
