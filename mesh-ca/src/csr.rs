@@ -1,13 +1,12 @@
 //! Certificate requests: proof that the caller has a key, and nothing else ([SEC-CA-1]).
 
-use mesh_identity::x509::{SvidError, check_public_key};
-use rcgen::{
-    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData as _, SubjectPublicKeyInfo,
-};
+use mesh_identity::x509::check_public_key;
+use rcgen::{PublicKeyData as _, SubjectPublicKeyInfo};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::der_parser::asn1_rs::Oid;
 use x509_parser::oid_registry::{
-    OID_PKCS1_RSASSAPSS, OID_PKCS1_SHA256WITHRSA, OID_PKCS1_SHA384WITHRSA, OID_PKCS1_SHA512WITHRSA,
+    OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_PKCS1_RSASSAPSS,
+    OID_PKCS1_SHA256WITHRSA, OID_PKCS1_SHA384WITHRSA, OID_PKCS1_SHA512WITHRSA,
     OID_SIG_ECDSA_WITH_SHA256, OID_SIG_ECDSA_WITH_SHA384, OID_SIG_ED25519,
 };
 use x509_parser::prelude::FromDer;
@@ -17,17 +16,23 @@ use crate::error::CaError;
 /// Longest request, in bytes. One with an RSA key of 8192 bits needs less than 3 KiB.
 const MAX_LEN: usize = 16 * 1024;
 
-/// How a request may be signed ([SEC-ID-6]): x509-parser would accept SHA-1 too. Which of these
-/// fits the key, it checks itself; PSS it accepts with SHA-2 only.
-const SIGNATURES: [Oid<'static>; 7] = [
-    OID_PKCS1_SHA256WITHRSA,
-    OID_PKCS1_SHA384WITHRSA,
-    OID_PKCS1_SHA512WITHRSA,
-    OID_PKCS1_RSASSAPSS,
-    OID_SIG_ECDSA_WITH_SHA256,
-    OID_SIG_ECDSA_WITH_SHA384,
-    OID_SIG_ED25519,
+/// How a request may be signed ([SEC-ID-6]), and by which kind of key ([SEC-CA-2]): x509-parser
+/// would accept SHA-1 too, and does not ask what kind of key the request says it has. PSS it
+/// accepts with SHA-2 only, and ECDSA with the curve that the key names.
+const SIGNATURES: [(Oid<'static>, Oid<'static>); 7] = [
+    (OID_PKCS1_SHA256WITHRSA, OID_PKCS1_RSAENCRYPTION),
+    (OID_PKCS1_SHA384WITHRSA, OID_PKCS1_RSAENCRYPTION),
+    (OID_PKCS1_SHA512WITHRSA, OID_PKCS1_RSAENCRYPTION),
+    (OID_PKCS1_RSASSAPSS, OID_PKCS1_RSAENCRYPTION),
+    (OID_SIG_ECDSA_WITH_SHA256, OID_KEY_TYPE_EC_PUBLIC_KEY),
+    (OID_SIG_ECDSA_WITH_SHA384, OID_KEY_TYPE_EC_PUBLIC_KEY),
+    (OID_SIG_ED25519, OID_SIG_ED25519),
 ];
+
+/// Whether a signature is one that a key of this kind makes.
+fn fits(signature: &Oid<'_>, key: &Oid<'_>) -> bool {
+    SIGNATURES.iter().any(|(one, by)| one == signature && by == key)
+}
 
 /// A PKCS#10 request whose signature proves possession of its key.
 ///
@@ -56,7 +61,7 @@ impl CertificateRequest {
         // The key first: checking a signature with a huge one would cost.
         let info = &request.certification_request_info.subject_pki;
         check_public_key(info.raw).map_err(CaError::CsrKey)?;
-        if !SIGNATURES.contains(&request.signature_algorithm.algorithm) {
+        if !fits(&request.signature_algorithm.algorithm, &info.algorithm.algorithm) {
             return Err(CaError::CsrSignature);
         }
         request.verify_signature().map_err(|_detail| CaError::CsrSignature)?;
@@ -78,16 +83,25 @@ impl CertificateRequest {
     }
 
     fn rewritten(spki: &[u8]) -> Result<Self, CaError> {
-        let key = SubjectPublicKeyInfo::from_der(spki)?;
-        // A compressed point would be a second spelling of a key, such as the authority's own.
-        let on_a_curve = [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384];
-        if on_a_curve.contains(&key.algorithm()) && key.der_bytes().first() != Some(&4) {
-            return Err(CaError::CsrKey(SvidError::Malformed));
-        }
-        Ok(Self { spki: key.subject_public_key_info() })
+        Ok(Self { spki: SubjectPublicKeyInfo::from_der(spki)?.subject_public_key_info() })
     }
 
     pub(crate) fn spki(&self) -> &[u8] {
         &self.spki
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sec_ca_2_a_signature_fits_keys_of_its_own_kind_only() {
+        let kinds = [OID_PKCS1_RSAENCRYPTION, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG_ED25519];
+        for (signature, by) in &SIGNATURES {
+            for kind in &kinds {
+                assert_eq!(fits(signature, kind), kind == by, "{signature} {kind}");
+            }
+        }
     }
 }

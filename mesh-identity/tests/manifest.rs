@@ -1,5 +1,7 @@
 //! Reading manifests: what is accepted, what is refused, and that every refusal names its place.
 
+use std::fmt::Write as _;
+
 use mesh_identity::manifest::{self, Attachment, Kind, Manifests, Problems};
 
 fn read(text: &str) -> Result<Manifests, Problems> {
@@ -32,6 +34,33 @@ fn other_kinds_are_skipped_but_reported() {
         read.skipped[0].to_string(),
         "p.yaml: document 1, line 1, column 1: skipped v1 ConfigMap"
     );
+}
+
+/// A mistyped `apiVersion` would drop the only DENY policy in silence.
+#[test]
+fn sec_authz_2_our_resources_misspelled_are_no_others() {
+    let ours = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy";
+    for header in [
+        "apiVersion: security.istio.io\nkind: AuthorizationPolicy",
+        "apiVersion: security.istio.io\nkind: Unknown",
+        "apiVersion: Security.istio.io/v1\nkind: Unknown",
+        "apiVersion: secuirty.istio.io/v1\nkind: AuthorizationPolicy",
+        "apiVersion: secuirty.istio.io/v1\nkind: authorizationpolicy",
+        "apiVersion: v1\nkind: PeerAuthentication",
+        "apiVersion: ' security.istio.io/v1'\nkind: RequestAuthentication",
+    ] {
+        let text = format!("{POLICY}---\n{}", POLICY.replace(ours, header));
+        let shown = read(&text).unwrap_err().to_string();
+        assert!(shown.contains("document 2, line 6"), "{header}: {shown}");
+        assert!(shown.contains("apiVersion must be security.istio.io/v1 or"), "{header}: {shown}");
+    }
+    for header in [
+        "apiVersion: apps/v1\nkind: Deployment",
+        "apiVersion: networking.istio.io/v1\nkind: Gateway",
+    ] {
+        let read = read(&POLICY.replace(ours, header)).unwrap();
+        assert_eq!((read.resources.len(), read.skipped.len()), (0, 1), "{header}");
+    }
 }
 
 #[test]
@@ -116,4 +145,44 @@ fn sem_val_01_one_attachment_only() {
     let shown = problems.to_string();
     assert!(shown.contains("only one of selector"), "{shown}");
     assert!(shown.contains("spec.targetRefs[0]: group and kind must name"), "{shown}");
+}
+
+/// What an alias stands for counts before it is copied: text, values and depth.
+#[test]
+fn sec_authz_10_alias_bombs_are_refused() {
+    let long = format!("a: &a '{}'\nb: [{}]\n", "x".repeat(512 * 1024), "*a,".repeat(170_000));
+    // Each list holds the one before, 60 levels further down.
+    let mut deep = String::from("- &a0 []\n");
+    for at in 1..10 {
+        let (open, close) = ("[".repeat(60), "]".repeat(60));
+        writeln!(deep, "- &a{at} {open}*a{}{close}", at - 1).unwrap();
+    }
+    // Each list is copied for its own anchor and for each around it.
+    let mut anchors = String::from("x: ");
+    for at in 0..60 {
+        write!(anchors, "[&a{at} ").unwrap();
+    }
+    write!(anchors, "[{}]{}", "1,".repeat(50_000), "]".repeat(60)).unwrap();
+    for (text, want) in [
+        (long, "anchors and aliases copy more than 16777216 bytes"),
+        (deep, "nested deeper than 64 levels"),
+        (anchors, "more than 1000000 values, aliases expanded"),
+    ] {
+        let shown = read(&text).unwrap_err().to_string();
+        assert!(shown.contains(want), "{shown}");
+    }
+}
+
+#[test]
+fn sec_authz_10_honest_aliases_are_expanded() {
+    let text = "a: &a {b: [1, {c: text}]}\nd: *a\ne: [*a, *a]\n";
+    let tree = &manifest::read_trees(text, "p.yaml").unwrap()[0];
+    let json = tree.to_json();
+    assert_eq!(json["d"], json["a"]);
+    assert_eq!(json["e"][1]["b"][1]["c"], "text");
+    // As deep as without an alias: the map, 61 lists, and two levels that the alias stands for.
+    for (lists, is_read) in [(61, true), (62, false)] {
+        let text = format!("a: &a [[]]\nb: {}*a{}\n", "[".repeat(lists), "]".repeat(lists));
+        assert_eq!(manifest::read_trees(&text, "p.yaml").is_ok(), is_read, "{lists}");
+    }
 }

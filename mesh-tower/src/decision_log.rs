@@ -14,6 +14,8 @@ use mesh_authz::rego::{
 };
 use rustls::crypto::SecureRandom;
 
+use crate::mask;
+
 /// Where masked events go. It is called on a thread of the log, so it may block; while it does, the
 /// queue fills up and then drops.
 pub trait LogSink: Send + 'static {
@@ -170,13 +172,18 @@ fn work(queue: &Receiver<Entry>, mut sink: impl LogSink, counts: &Counts) {
         event.input = input.to_json();
         event.result = answer.result();
         match masks.apply(event.to_json()) {
-            Masked::Keep(event) => match sink.write(&event) {
-                Ok(()) => add(&counts.written),
-                Err(error) => {
-                    tracing::warn!(%error, "a decision could not be logged");
-                    add(&counts.failed)
+            Masked::Keep(mut event) => {
+                if !masks.keeps_credentials() {
+                    mask::event(&mut event);
                 }
-            },
+                match sink.write(&event) {
+                    Ok(()) => add(&counts.written),
+                    Err(error) => {
+                        tracing::warn!(%error, "a decision could not be logged");
+                        add(&counts.failed)
+                    }
+                }
+            }
             Masked::Dropped => add(&counts.masked_out),
             Masked::Failed => add(&counts.failed),
         };

@@ -53,6 +53,39 @@ pub(crate) fn path_and_query(path: &str, query: Option<&str>, parameters: &[Stri
     shown
 }
 
+/// Hides tokens in the event of a decision log, wherever they stand: in headers that a policy looks at,
+/// in paths, parameters and answers.
+#[cfg(feature = "rego")]
+pub(crate) fn event(event: &mut serde_json::Value) {
+    const HTTP: &str = "/input/attributes/request/http";
+    for path in [format!("{HTTP}/path"), format!("{HTTP}/headers/:path")] {
+        if let Some(serde_json::Value::String(text)) = event.pointer_mut(&path)
+            && let Some((before, query)) = text.split_once('?')
+        {
+            *text = path_and_query(before, Some(query), &[]);
+        }
+    }
+    if let Some(serde_json::Value::Object(query)) = event.pointer_mut("/input/parsed_query") {
+        for (_, values) in query.iter_mut().filter(|(name, _)| is_secret(name, &[])) {
+            *values = HIDDEN.into();
+        }
+    }
+    let mut pending = vec![event];
+    while let Some(value) = pending.pop() {
+        match value {
+            serde_json::Value::String(text) => {
+                if let Cow::Owned(hidden) = tokens(text) {
+                    *text = hidden;
+                }
+            }
+            serde_json::Value::Array(items) => pending.extend(items),
+            serde_json::Value::Object(members) => pending.extend(members.values_mut()),
+            serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {
+            }
+        }
+    }
+}
+
 /// Whether a parameter of this name holds a token, also when it is percent-encoded.
 fn is_secret(name: &str, parameters: &[String]) -> bool {
     let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
@@ -75,5 +108,35 @@ mod tests {
         assert_eq!(shown("/a", "x=1&flag"), "/a?x=1&flag");
         assert_eq!(path_and_query("/a/eyJh.J9.x/b", None, &own), "/a/***/b");
         assert_eq!(path_and_query("/a", None, &own), "/a");
+    }
+
+    #[cfg(feature = "rego")]
+    #[test]
+    fn sec_jwt_10_and_sec_ops_4_decision_logs_show_no_token() {
+        let jwt = "eyJhbGciOi.J9.x";
+        let path = format!("/a/{jwt}?access_token=opaque&t={jwt}&q=1");
+        let mut logged = serde_json::json!({
+            "input": {
+                "attributes": {"request": {"http": {
+                    "path": path, "headers": {":path": path, "x-jwt": jwt, "x-other": "kept"},
+                }}},
+                "parsed_path": ["a", jwt],
+                "parsed_query": {"access_token": ["opaque"], "t": [jwt], "q": ["1"]},
+            },
+            "result": {"headers": {"x-token": format!("Bearer {jwt}")}},
+        });
+        event(&mut logged);
+        let shown = "/a/***?access_token=***&t=***&q=1";
+        let want = serde_json::json!({
+            "input": {
+                "attributes": {"request": {"http": {
+                    "path": shown, "headers": {":path": shown, "x-jwt": "***", "x-other": "kept"},
+                }}},
+                "parsed_path": ["a", "***"],
+                "parsed_query": {"access_token": "***", "t": ["***"], "q": ["1"]},
+            },
+            "result": {"headers": {"x-token": "Bearer ***"}},
+        });
+        assert_eq!(logged, want);
     }
 }

@@ -29,7 +29,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             follow(api.x509_contexts(), each).await;
         }
         ["bundles"] => follow(api.x509_bundles(), |state| roots(&state.bundles)).await,
-        ["jwt-bundles"] => follow(api.jwt_bundles(), |bundles| keys(&bundles)).await,
+        ["jwt-bundles"] => follow(api.jwt_bundles(), |state| keys(&state.bundles)).await,
         ["jwt", audience] => {
             for svid in api.fetch_jwt_svids(&[audience], None).await? {
                 println!("{} {:?} {}", svid.id, svid.hint, svid.token.as_str());

@@ -58,11 +58,18 @@ impl LogPolicy {
         Ok(Self { mask, drop, keeps_credentials: false })
     }
 
-    /// Erases only what the policy's own masks say: tokens, cookies and bodies then reach the log.
+    /// Erases only what the policy's own masks say: tokens, cookies and bodies then reach the log, wherever
+    /// they stand.
     #[must_use]
     pub fn keeping_credentials(mut self) -> Self {
         self.keeps_credentials = true;
         self
+    }
+
+    /// Whether only the policy's own masks are to be applied.
+    #[must_use]
+    pub fn keeps_credentials(&self) -> bool {
+        self.keeps_credentials
     }
 
     /// Masks an event. Call it on a thread with a large stack, such as one made with

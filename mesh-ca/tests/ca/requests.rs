@@ -5,10 +5,10 @@ use mesh_identity::x509::{CertificateProfile, SvidError};
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
-    PublicKeyData as _, SanType,
+    PublicKeyData as _, SanType, SigningKey as _,
 };
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 
 use crate::issue::{check_profile, verify};
 use crate::{HOUR, ID, id, now, root};
@@ -127,6 +127,27 @@ fn sec_ca_2_anothers_key_is_refused() {
     forged[start..start + 65].copy_from_slice(other.public_key_raw());
     let got = read(&forged);
     assert!(matches!(got, Err(CaError::CsrSignature)), "{got:?}");
+}
+
+/// A request that says Ed25519, with an RSA key as the key's bits and a proof by that key: whoever
+/// reads the certificate would not see the key that was proven.
+#[test]
+fn sec_ca_2_a_proof_by_another_kind_of_key_is_refused() {
+    let key = PrivateKeyDer::from_pem_slice(include_bytes!("keys/rsa2048.pem")).unwrap();
+    let key = KeyPair::try_from(&key).unwrap();
+    let mut der = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+    assert!(read(&der).is_ok());
+    let rsa = [&[0x30, 13, 6, 9][..], b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01", &[5, 0]].concat();
+    // As long as RSA's, so that no length changes: parameters fill it up.
+    let ed25519 = [&[0x30, 13, 6, 3][..], b"\x2b\x65\x70", &[4, 6, 0, 0, 0, 0, 0, 0]].concat();
+    let start = der.windows(15).position(|window| window == rsa).unwrap();
+    der[start..start + 15].copy_from_slice(&ed25519);
+    let info = 4..8 + usize::from(der[6]) * 256 + usize::from(der[7]);
+    let proof = key.sign(&der[info]).unwrap();
+    let end = der.len() - proof.len();
+    der[end..].copy_from_slice(&proof);
+    let got = read(&der);
+    assert!(matches!(got, Err(CaError::CsrKey(SvidError::Malformed))), "{got:?}");
 }
 
 /// A flipped bit is refused, or lies outside of what is signed and changes nothing.

@@ -109,8 +109,9 @@ pub struct Manifests {
 ///
 /// `source` names the text in problems. A resource without `metadata.namespace` gets
 /// `default_namespace`, as `kubectl apply -n` would give it. Documents of other kinds are skipped
-/// and reported. A text without any document is an error: an empty file is more often a failed
-/// write than a wish for no policy.
+/// and reported, except what looks like one of ours with its `apiVersion` misspelled: that is an
+/// error. A text without any document is an error: an empty file is more often a failed write than
+/// a wish for no policy.
 ///
 /// # Errors
 ///
@@ -222,7 +223,14 @@ impl File<'_> {
         }
         let version = api_version.strip_prefix(GROUP).and_then(|rest| rest.strip_prefix('/'));
         let Some(version) = version else {
-            into.skipped.push(self.skipped(reader, &api_version, &kind));
+            if is_meant_for_us(&api_version, &kind) {
+                // [SEC-AUTHZ-2] Skipping it would drop a policy, such as the only DENY.
+                reader.problem(
+                    "apiVersion must be security.istio.io/v1 or security.istio.io/v1beta1",
+                );
+            } else {
+                into.skipped.push(self.skipped(reader, &api_version, &kind));
+            }
             fields.ignore_rest();
             return;
         };
@@ -253,6 +261,15 @@ impl File<'_> {
             message: format!("skipped {} {}", clean(api_version), clean(kind)),
         }
     }
+}
+
+/// Whether somebody misspelled one of our resources: its kind is ours, or its group but for letter
+/// case and what follows it.
+fn is_meant_for_us(api_version: &str, kind: &str) -> bool {
+    let group = api_version.split('/').next().unwrap_or_default();
+    let ours = ["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"];
+    group.trim().eq_ignore_ascii_case(GROUP)
+        || ours.iter().any(|ours| kind.trim().eq_ignore_ascii_case(ours))
 }
 
 /// [SEM-RES-01]: versions v1 and v1beta1 of three kinds, and nothing else.

@@ -8,8 +8,8 @@ use std::collections::{HashMap, HashSet};
 
 use granit_parser::{Event, Marker, Options, Parser, ScalarStyle, StructureStyle};
 
-use super::MAX_DOCUMENT_LEN;
 use super::node::{Entry, MAX_DEPTH, MAX_NODES, Node, Place, SyntaxError, Value};
+use super::{MAX_DOCUMENT_LEN, MAX_TEXT_LEN};
 
 /// A list or map whose end has not been read yet.
 struct Open {
@@ -54,8 +54,10 @@ struct Builder<'a> {
     lines: Vec<&'a str>,
     documents: Vec<Node>,
     open: Vec<Open>,
-    anchors: HashMap<usize, (Node, usize)>,
+    anchors: HashMap<usize, (Node, Size)>,
     nodes: usize,
+    /// Bytes of text copied for anchors and aliases.
+    copied: usize,
 }
 
 impl Builder<'_> {
@@ -93,12 +95,16 @@ impl Builder<'_> {
                 }
             }
             Event::Alias(id) => {
-                let Some((node, size)) = self.anchors.get(&id) else {
+                let Some(&(_, size)) = self.anchors.get(&id) else {
                     return refuse(place, "alias of an anchor that is not complete");
                 };
-                let (node, size) = (node.clone(), *size);
-                self.count(size, place)?;
-                self.add(Node { place, value: node.value }, 0, None)?;
+                if self.open.len().saturating_add(size.depth) > MAX_DEPTH {
+                    return refuse(place, &format!("nested deeper than {MAX_DEPTH} levels"));
+                }
+                self.charge_copy(size, place)?;
+                if let Some(value) = self.anchors.get(&id).map(|(node, _)| node.value.clone()) {
+                    self.add(Node { place, value }, 0, None)?;
+                }
             }
             Event::StreamStart
             | Event::StreamEnd
@@ -122,7 +128,8 @@ impl Builder<'_> {
     fn add(&mut self, node: Node, anchor: usize, raw: Option<String>) -> Result<(), SyntaxError> {
         self.count(1, node.place)?;
         if anchor != 0 {
-            let size = size(&node);
+            let size = Size::of(&node);
+            self.charge_copy(size, node.place)?;
             self.anchors.insert(anchor, (node.clone(), size));
         }
         let Some(parent) = self.open.last_mut() else {
@@ -154,6 +161,17 @@ impl Builder<'_> {
                 }
                 Some((name, place)) => entries.push(Entry { name, place, value: node }),
             },
+        }
+        Ok(())
+    }
+
+    /// [SEC-AUTHZ-10] What a copy will hold counts before it is made.
+    fn charge_copy(&mut self, size: Size, place: Place) -> Result<(), SyntaxError> {
+        self.count(size.nodes, place)?;
+        self.copied = self.copied.saturating_add(size.text);
+        if self.copied > MAX_TEXT_LEN {
+            let message = format!("anchors and aliases copy more than {MAX_TEXT_LEN} bytes");
+            return refuse(place, &message);
         }
         Ok(())
     }
@@ -198,16 +216,41 @@ fn place(marker: Marker) -> Place {
     Place { line: marker.line(), column: marker.col().saturating_add(1) }
 }
 
-/// How many values a node holds, itself included. Depth is bounded, so recursion is.
-fn size(node: &Node) -> usize {
-    let inner: usize = match &node.value {
-        Value::List(items) => items.iter().map(size).fold(0, usize::saturating_add),
-        Value::Map(entries) => {
-            entries.iter().map(|entry| size(&entry.value)).fold(0, usize::saturating_add)
+/// What a node holds, itself included. Depth is bounded, so recursion is.
+#[derive(Clone, Copy)]
+struct Size {
+    nodes: usize,
+    /// Bytes of names and values.
+    text: usize,
+    /// Lists and maps within each other.
+    depth: usize,
+}
+
+impl Size {
+    fn of(node: &Node) -> Self {
+        match &node.value {
+            Value::Null | Value::Bool(_) => Self { nodes: 1, text: 0, depth: 0 },
+            Value::Number(text) | Value::Text(text) => {
+                Self { nodes: 1, text: text.len(), depth: 0 }
+            }
+            Value::List(items) => Self::around(items.iter().map(|item| (0, item))),
+            Value::Map(entries) => {
+                Self::around(entries.iter().map(|entry| (entry.name.len(), &entry.value)))
+            }
         }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Text(_) => 0,
-    };
-    inner.saturating_add(1)
+    }
+
+    /// Of a list or map whose names have these lengths.
+    fn around<'n>(inner: impl Iterator<Item = (usize, &'n Node)>) -> Self {
+        inner.fold(Self { nodes: 1, text: 0, depth: 1 }, |sum, (name, node)| {
+            let size = Self::of(node);
+            Self {
+                nodes: sum.nodes.saturating_add(size.nodes),
+                text: sum.text.saturating_add(name).saturating_add(size.text),
+                depth: sum.depth.max(size.depth.saturating_add(1)),
+            }
+        })
+    }
 }
 
 /// Resolves a plain scalar as Kubernetes' YAML reader does.

@@ -3,7 +3,8 @@
 //! No I/O: [`proto`] holds the messages as they are on the wire, the functions here turn them into
 //! identities and bundles and back. Every streamed message is the *whole* state: what was in the
 //! last one and is missing now is withdrawn (SPIFFE Workload API section 5.2.1). A message that
-//! does not parse changes nothing; the last good state stays.
+//! does not parse changes nothing; the last good state stays. Only a foreign trust domain's bundle
+//! that cannot be used holds up nothing of ours: it is empty then, and reported.
 
 mod encode;
 mod parse;
@@ -12,7 +13,7 @@ mod values;
 
 pub use encode::{encode_jwt_bundles, encode_x509_bundles, encode_x509_svids};
 pub use parse::{
-    JwtSvid, NamedSvid, WorkloadApiError, X509Bundles, X509Context, parse_jwt_bundles,
+    JwtBundles, JwtSvid, NamedSvid, WorkloadApiError, X509Bundles, X509Context, parse_jwt_bundles,
     parse_jwt_svids, parse_x509_bundles, parse_x509_svids,
 };
 pub use values::{ClaimsError, encode_claims, parse_claims};

@@ -37,6 +37,9 @@ pub struct X509Context {
     pub crls: Vec<CertificateRevocationListDer<'static>>,
     /// How many identities were passed over because an earlier one has the same hint.
     pub repeated_hints: usize,
+    /// The federated trust domains whose bundle or revocation lists cannot be used, and why: their
+    /// bundle in `bundles` is empty, so that nobody of them is believed ([SEC-ID-9]).
+    pub refused: Vec<(TrustDomain, BundleError)>,
 }
 
 /// One whole state of `FetchX509Bundles`.
@@ -49,6 +52,20 @@ pub struct X509Bundles {
     pub bundles: BundleSet,
     /// All certificate revocation lists.
     pub crls: Vec<CertificateRevocationListDer<'static>>,
+    /// The trust domains whose bundle or revocation lists cannot be used, and why: their bundle in
+    /// `bundles` is empty. Nothing says which domain is one's own; whoever finds it here keeps the
+    /// bundle held before.
+    pub refused: Vec<(TrustDomain, BundleError)>,
+}
+
+/// One whole state of `FetchJWTBundles`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct JwtBundles {
+    /// Whose tokens to believe: bundles with JWT authorities alone.
+    pub bundles: BundleSet,
+    /// The trust domains whose key set cannot be used, and why; as in [`X509Bundles`].
+    pub refused: Vec<(TrustDomain, BundleError)>,
 }
 
 /// A token that the Workload API issued. It is not verified here: its holder presents it.
@@ -134,10 +151,6 @@ pub enum WorkloadApiError {
         error: SvidLoadError,
     },
 
-    /// A key set is not text.
-    #[error("key set is not UTF-8")]
-    Text,
-
     /// More identities than [`MAX_SVIDS`].
     #[error("more than {MAX_SVIDS} identities")]
     TooManySvids,
@@ -149,7 +162,8 @@ pub enum WorkloadApiError {
 ///
 /// # Errors
 ///
-/// [`WorkloadApiError`]: one bad part refuses the whole message.
+/// [`WorkloadApiError`]: one bad part refuses the whole message, except the bundle of a federated
+/// trust domain, which is empty then and listed in [`X509Context::refused`].
 pub fn parse_x509_svids(
     mut message: proto::X509SvidResponse,
 ) -> Result<X509Context, WorkloadApiError> {
@@ -159,7 +173,7 @@ pub fn parse_x509_svids(
     if message.svids.len() > MAX_SVIDS {
         return Err(WorkloadApiError::TooManySvids);
     }
-    let mut bundles = Vec::new();
+    let mut parts = Parts::default();
     let mut svids = Vec::<NamedSvid>::new();
     let mut repeated_hints = 0_usize;
     for (at, svid) in message.svids.iter_mut().enumerate() {
@@ -168,7 +182,7 @@ pub fn parse_x509_svids(
             return Err(WorkloadApiError::Hint { at });
         }
         let (parsed, bundle) = parse_svid(at, svid)?;
-        add_bundle(&mut bundles, bundle)?;
+        parts.add(bundle)?;
         // When a hint repeats, the first wins (SPIFFE Workload API section 5.2.1).
         if !hint.is_empty() && svids.iter().any(|other| other.hint == hint) {
             repeated_hints = repeated_hints.saturating_add(1);
@@ -176,13 +190,20 @@ pub fn parse_x509_svids(
             svids.push(NamedSvid { svid: parsed, hint });
         }
     }
+    let own = parts.bundles.len();
     for (name, authorities) in &message.federated_bundles {
-        add_bundle(&mut bundles, parse_bundle(name, authorities)?)?;
+        let trust_domain = trust_domain(name)?;
+        if parts.has(&trust_domain) {
+            parts.add(parse_bundle(trust_domain, authorities)?)?;
+        } else {
+            parts.add_foreign(trust_domain, authorities);
+        }
     }
     let crls = parse_crls(std::mem::take(&mut message.crl))?;
     let home = svids.first().map(|first| first.svid.id().trust_domain().to_owned());
-    let bundles = with_crls(bundles, &crls, home.as_deref().unwrap_or_default())?;
-    Ok(X509Context { svids, bundles: BundleSet::from_bundles(bundles)?, crls, repeated_hints })
+    parts.add_crls(&crls, home.as_deref().unwrap_or_default(), own)?;
+    let (bundles, refused) = (BundleSet::from_bundles(parts.bundles)?, parts.refused);
+    Ok(X509Context { svids, bundles, crls, repeated_hints, refused })
 }
 
 fn parse_svid(
@@ -202,7 +223,7 @@ fn parse_svid(
     if svid.id() != &id {
         return Err(WorkloadApiError::IdMismatch { at });
     }
-    let bundle = parse_bundle(id.trust_domain(), &message.bundle)?;
+    let bundle = parse_bundle(trust_domain(id.trust_domain())?, &message.bundle)?;
     Ok((svid, bundle))
 }
 
@@ -210,35 +231,48 @@ fn parse_svid(
 ///
 /// # Errors
 ///
-/// [`WorkloadApiError`]: one bad part refuses the whole message.
+/// [`WorkloadApiError`]: a name or a list that cannot be read, or no bundle that can be used. One
+/// among others that cannot is empty, and listed in [`X509Bundles::refused`].
 pub fn parse_x509_bundles(
     message: proto::X509BundlesResponse,
 ) -> Result<X509Bundles, WorkloadApiError> {
     let proto::X509BundlesResponse { crl, bundles } = message;
-    let bundles = bundles.iter().map(|(name, authorities)| parse_bundle(name, authorities));
-    let bundles = bundles.collect::<Result<Vec<_>, _>>()?;
+    let mut parts = Parts::default();
+    for (name, authorities) in &bundles {
+        parts.add_foreign(trust_domain(name)?, authorities);
+    }
     let crls = parse_crls(crl)?;
-    let alone = match bundles.as_slice() {
+    let alone = match parts.bundles.as_slice() {
         [alone] => alone.trust_domain().as_str().to_owned(),
         _ => String::new(),
     };
-    let bundles = with_crls(bundles, &crls, &alone)?;
-    Ok(X509Bundles { bundles: BundleSet::from_bundles(bundles)?, crls })
+    parts.add_crls(&crls, &alone, 0)?;
+    let (bundles, refused) = parts.any_usable()?;
+    Ok(X509Bundles { bundles, crls, refused })
 }
 
 /// Reads an answer of `FetchJWTBundles`: bundles with JWT authorities alone.
 ///
 /// # Errors
 ///
-/// [`WorkloadApiError`]: one bad part refuses the whole message.
+/// [`WorkloadApiError`]: a name that cannot be read, or no key set that can be used. One among
+/// others that cannot is empty, and listed in [`JwtBundles::refused`].
 pub fn parse_jwt_bundles(
     message: &proto::JwtBundlesResponse,
-) -> Result<BundleSet, WorkloadApiError> {
-    let bundles = message.bundles.iter().map(|(name, document)| {
-        let document = std::str::from_utf8(document).map_err(|_detail| WorkloadApiError::Text)?;
-        Ok(TrustBundle::from_jwks(trust_domain(name)?, document)?)
-    });
-    Ok(BundleSet::from_bundles(bundles.collect::<Result<Vec<_>, WorkloadApiError>>()?)?)
+) -> Result<JwtBundles, WorkloadApiError> {
+    let mut parts = Parts::default();
+    for (name, document) in &message.bundles {
+        let trust_domain = trust_domain(name)?;
+        parts.add_or_refuse(trust_domain.clone(), parse_jwks(trust_domain, document));
+    }
+    let (bundles, refused) = parts.any_usable()?;
+    Ok(JwtBundles { bundles, refused })
+}
+
+fn parse_jwks(trust_domain: TrustDomain, document: &[u8]) -> Result<TrustBundle, BundleError> {
+    let document = std::str::from_utf8(document)
+        .map_err(|_detail| BundleError::Json { message: "not UTF-8".to_owned() })?;
+    TrustBundle::from_jwks(trust_domain, document)
 }
 
 /// Reads an answer of `FetchJWTSVID`.
@@ -260,21 +294,112 @@ pub fn parse_jwt_svids(
     svids.collect()
 }
 
-/// Keeps one bundle for each trust domain. SVIDs of one domain repeat the same.
-fn add_bundle(bundles: &mut Vec<TrustBundle>, new: TrustBundle) -> Result<(), WorkloadApiError> {
-    match bundles.iter().find(|held| held.trust_domain() == new.trust_domain()) {
-        None => bundles.push(new),
-        Some(held) if *held == new => {}
-        Some(_) => return Err(WorkloadApiError::DifferingBundles),
-    }
-    Ok(())
+/// The bundles of a message while it is read.
+#[derive(Default)]
+struct Parts {
+    bundles: Vec<TrustBundle>,
+    refused: Vec<(TrustDomain, BundleError)>,
+    /// The names in the certificates of refused bundles: their revocation lists are not ours.
+    refused_names: Vec<Vec<u8>>,
 }
 
-fn parse_bundle(name: &str, authorities: &[u8]) -> Result<TrustBundle, WorkloadApiError> {
-    if authorities.len() > MAX_BUNDLE_LEN {
-        return Err(BundleError::TooLong.into());
+impl Parts {
+    fn has(&self, trust_domain: &TrustDomain) -> bool {
+        self.bundles.iter().any(|held| held.trust_domain() == trust_domain)
     }
-    let mut bundle = TrustBundle::new(trust_domain(name)?);
+
+    /// Keeps one bundle for each trust domain. SVIDs of one domain repeat the same.
+    fn add(&mut self, new: TrustBundle) -> Result<(), WorkloadApiError> {
+        match self.bundles.iter().find(|held| held.trust_domain() == new.trust_domain()) {
+            None => self.bundles.push(new),
+            Some(held) if *held == new => {}
+            Some(_) => return Err(WorkloadApiError::DifferingBundles),
+        }
+        Ok(())
+    }
+
+    fn add_foreign(&mut self, trust_domain: TrustDomain, authorities: &[u8]) {
+        let bundle = parse_bundle(trust_domain.clone(), authorities);
+        if bundle.is_err() {
+            self.refused_names.extend(names(authorities));
+        }
+        self.add_or_refuse(trust_domain, bundle);
+    }
+
+    /// [SEC-ID-9] A foreign bundle that cannot be used believes nobody, and holds up nothing of
+    /// ours.
+    fn add_or_refuse(
+        &mut self,
+        trust_domain: TrustDomain,
+        bundle: Result<TrustBundle, BundleError>,
+    ) {
+        let bundle = bundle.unwrap_or_else(|error| {
+            self.refused.push((trust_domain.clone(), error));
+            TrustBundle::new(trust_domain)
+        });
+        self.bundles.push(bundle);
+    }
+
+    /// Gives each bundle the lists that its authorities issued. A message does not say whose a list
+    /// is: one of no authority, such as an intermediate's, is the default identity's trust
+    /// domain's. The first `own` bundles are taken with their lists, or nothing is.
+    fn add_crls(
+        &mut self,
+        crls: &[CertificateRevocationListDer<'_>],
+        home: &str,
+        own: usize,
+    ) -> Result<(), WorkloadApiError> {
+        let issued = |bundle: &TrustBundle, issuer: &[u8]| {
+            let mut authorities = bundle.x509_authorities().iter();
+            authorities.any(|authority| authority.anchor().subject.as_ref() == issuer)
+        };
+        let mut lists = vec![Vec::new(); self.bundles.len()];
+        for (at, der) in crls.iter().enumerate() {
+            let crl = webpki::BorrowedCertRevocationList::from_der(der);
+            let crl = crl.map_err(|_detail| WorkloadApiError::Crl { at })?;
+            let crl = webpki::CertRevocationList::from(crl);
+            let known = self.bundles.iter().any(|bundle| issued(bundle, crl.issuer()))
+                || self.refused_names.iter().any(|name| name == crl.issuer());
+            for (bundle, lists) in self.bundles.iter().zip(&mut lists) {
+                let at_home = bundle.trust_domain().as_str() == home;
+                if issued(bundle, crl.issuer()) || (!known && at_home) {
+                    lists.push(der);
+                }
+            }
+        }
+        for (at, (bundle, lists)) in self.bundles.iter_mut().zip(lists).enumerate() {
+            if lists.is_empty() {
+                continue;
+            }
+            match CrlSet::from_der(lists) {
+                Ok(crls) => *bundle = bundle.clone().with_crls(crls),
+                Err(error) if at < own => return Err(error.into()),
+                Err(error) => {
+                    let trust_domain = bundle.trust_domain().clone();
+                    *bundle = TrustBundle::new(trust_domain.clone());
+                    self.refused.push((trust_domain, error.into()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The bundles, and whose were refused; an error if all were.
+    fn any_usable(self) -> Result<(BundleSet, Vec<(TrustDomain, BundleError)>), WorkloadApiError> {
+        match self.refused.first() {
+            Some((_, error)) if self.refused.len() >= self.bundles.len() => {
+                Err(error.clone().into())
+            }
+            Some(_) | None => Ok((BundleSet::from_bundles(self.bundles)?, self.refused)),
+        }
+    }
+}
+
+fn parse_bundle(trust_domain: TrustDomain, authorities: &[u8]) -> Result<TrustBundle, BundleError> {
+    if authorities.len() > MAX_BUNDLE_LEN {
+        return Err(BundleError::TooLong);
+    }
+    let mut bundle = TrustBundle::new(trust_domain);
     let certificates = split(authorities, usize::MAX);
     let certificates = certificates.map_err(|error| BundleError::Authority { at: 0, error })?;
     for (at, der) in certificates.into_iter().enumerate() {
@@ -285,40 +410,17 @@ fn parse_bundle(name: &str, authorities: &[u8]) -> Result<TrustBundle, WorkloadA
     Ok(bundle)
 }
 
+/// The subjects of the certificates in a bundle that is not taken, as far as it can be read.
+fn names(authorities: &[u8]) -> Vec<Vec<u8>> {
+    let certificates = split(authorities, usize::MAX).unwrap_or_default();
+    let anchors = certificates.iter().flat_map(webpki::anchor_from_trusted_cert);
+    anchors.map(|anchor| anchor.subject.to_vec()).collect()
+}
+
 /// `spiffe://td`, or the bare name, which go-spiffe takes too. A path would be another thing.
 fn trust_domain(name: &str) -> Result<TrustDomain, WorkloadApiError> {
     let name = name.strip_prefix("spiffe://").unwrap_or(name);
     Ok(name.parse::<TrustDomain>().map_err(BundleError::TrustDomain)?)
-}
-
-/// Gives each bundle the lists that its authorities issued. A message does not say whose a list is:
-/// one of no authority, such as an intermediate's, is the default identity's trust domain's.
-fn with_crls(
-    bundles: Vec<TrustBundle>,
-    crls: &[CertificateRevocationListDer<'_>],
-    home: &str,
-) -> Result<Vec<TrustBundle>, WorkloadApiError> {
-    let issued = |bundle: &TrustBundle, issuer: &[u8]| {
-        let mut authorities = bundle.x509_authorities().iter();
-        authorities.any(|authority| authority.anchor().subject.as_ref() == issuer)
-    };
-    let mut lists = vec![Vec::new(); bundles.len()];
-    for (at, der) in crls.iter().enumerate() {
-        let crl = webpki::BorrowedCertRevocationList::from_der(der);
-        let crl = crl.map_err(|_detail| WorkloadApiError::Crl { at })?;
-        let crl = webpki::CertRevocationList::from(crl);
-        let known = bundles.iter().any(|bundle| issued(bundle, crl.issuer()));
-        for (bundle, lists) in bundles.iter().zip(&mut lists) {
-            let at_home = bundle.trust_domain().as_str() == home;
-            if issued(bundle, crl.issuer()) || (!known && at_home) {
-                lists.push(der);
-            }
-        }
-    }
-    let with = bundles.into_iter().zip(lists).map(|(bundle, lists)| {
-        if lists.is_empty() { Ok(bundle) } else { Ok(bundle.with_crls(CrlSet::from_der(lists)?)) }
-    });
-    with.collect()
 }
 
 /// Takes certificates apart that stand one behind the other. What each holds is read later; here

@@ -15,7 +15,8 @@ use super::error::SvidError;
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// Refuses a subject public key info (DER) unless it is RSA of 2048 to 8192 bits, P-256, P-384 or
-/// Ed25519.
+/// Ed25519, and its key has the form that its algorithm demands: points are uncompressed, because a
+/// compressed one would be a second spelling of a key.
 ///
 /// # Errors
 ///
@@ -28,18 +29,27 @@ pub fn check_public_key(spki: &[u8]) -> Result<(), SvidError> {
 
 pub(super) fn check(key: &SubjectPublicKeyInfo<'_>) -> Result<(), SvidError> {
     let algorithm = &key.algorithm.algorithm;
-    let accepted = if *algorithm == OID_PKCS1_RSAENCRYPTION {
-        match key.parsed() {
-            Ok(PublicKey::RSA(rsa)) => RSA_BITS.contains(&rsa_bits(rsa.modulus)),
-            _ => false,
-        }
-    } else if *algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY {
+    let bits = &key.subject_public_key;
+    if *algorithm == OID_PKCS1_RSAENCRYPTION {
+        return match key.parsed() {
+            Ok(PublicKey::RSA(rsa)) if RSA_BITS.contains(&rsa_bits(rsa.modulus)) => Ok(()),
+            _ => Err(SvidError::WeakKey),
+        };
+    }
+    let well_formed = if *algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY {
         let curve = key.algorithm.parameters.as_ref().and_then(|any| Oid::try_from(any).ok());
-        curve.is_some_and(|curve| curve == OID_EC_P256 || curve == OID_NIST_EC_P384)
+        let length = match curve {
+            Some(curve) if curve == OID_EC_P256 => 65,
+            Some(curve) if curve == OID_NIST_EC_P384 => 97,
+            _ => return Err(SvidError::WeakKey),
+        };
+        bits.data.len() == length && bits.data.first() == Some(&4)
+    } else if *algorithm == OID_SIG_ED25519 {
+        bits.data.len() == 32
     } else {
-        *algorithm == OID_SIG_ED25519
+        return Err(SvidError::WeakKey);
     };
-    if accepted { Ok(()) } else { Err(SvidError::WeakKey) }
+    if well_formed && bits.unused_bits == 0 { Ok(()) } else { Err(SvidError::Malformed) }
 }
 
 /// Bits of a big-endian modulus, leading zero bytes not counted.

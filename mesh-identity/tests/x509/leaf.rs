@@ -3,11 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use mesh_identity::SpiffeIdError;
-use mesh_identity::x509::SvidError;
+use mesh_identity::x509::{SvidError, check_public_key};
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose as Purpose, IsCa, KeyPair,
     KeyUsagePurpose as Usage, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
-    SanType,
+    PublicKeyData as _, SanType,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -271,4 +271,36 @@ fn sec_id_3_both_ends_of_validity_are_valid() {
         assert!(!valid(chain, ca, u64::MAX));
     }
     assert_eq!(verify(&leaf, &root.bundles()).unwrap().not_after(), at(DAY_ENDS));
+}
+
+/// The bits of a key have the form that its algorithm demands.
+#[test]
+fn sec_id_6_keys_have_the_form_of_their_algorithm() {
+    for (algorithm, length) in
+        [(&PKCS_ECDSA_P256_SHA256, 65), (&PKCS_ECDSA_P384_SHA384, 97), (&PKCS_ED25519, 32)]
+    {
+        let good = KeyPair::generate_for(algorithm).unwrap().subject_public_key_info();
+        assert_eq!(check_public_key(&good), Ok(()));
+        // Header, BIT STRING's tag and length, unused bits: all lengths are one byte here.
+        let at = good.len() - length;
+        let resized = |bits: &[u8]| {
+            let mut bad = [&good[..at], bits].concat();
+            bad[1] = u8::try_from(bad.len() - 2).unwrap();
+            bad[at - 2] = u8::try_from(bits.len() + 1).unwrap();
+            check_public_key(&bad)
+        };
+        assert_eq!(resized(&good[at..]), Ok(()));
+        let longer = [&good[at..], &[0]].concat();
+        for bits in [&good[at..good.len() - 1], &longer, &[][..]] {
+            assert_eq!(resized(bits), Err(SvidError::Malformed), "{} bytes", bits.len());
+        }
+        let mut unused = good.clone();
+        unused[at - 1] = 1;
+        assert!(check_public_key(&unused).is_err());
+        if length != 32 {
+            let mut hybrid = good.clone();
+            hybrid[at] = 6;
+            assert_eq!(check_public_key(&hybrid), Err(SvidError::Malformed));
+        }
+    }
 }

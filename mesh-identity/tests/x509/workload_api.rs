@@ -9,9 +9,10 @@ use mesh_identity::workload_api::{
 use mesh_identity::{BundleError, BundleSet, JwtAuthority, SvidLoadError, TrustBundle, X509Svid};
 use prost::Message as _;
 use rcgen::{
-    CertificateRevocationListParams, KeyIdMethod, KeyPair, PublicKeyData as _, SerialNumber,
+    CertificateParams, CertificateRevocationListParams, KeyIdMethod, KeyPair, PublicKeyData as _,
+    SerialNumber,
 };
-use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::{CertificateRevocationListDer, PrivatePkcs8KeyDer};
 
 use crate::mint::{Ca, ID, ca_params, copy, leaf_params};
 
@@ -19,6 +20,19 @@ fn svid(ca: &Ca, id: &str) -> X509Svid {
     let key = KeyPair::generate().unwrap();
     let chain = vec![ca.leaf_for(&leaf_params(id), &key), ca.certificate.clone()];
     X509Svid::from_der(chain, &PrivatePkcs8KeyDer::from(key.serialized_der())).unwrap()
+}
+
+/// A list without entries of an authority.
+fn list(params: &CertificateParams, key: KeyPair) -> CertificateRevocationListDer<'static> {
+    let list = CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2027, 1, 15),
+        next_update: rcgen::date_time_ymd(2027, 1, 16),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    list.signed_by(&rcgen::Issuer::new(params.clone(), key)).unwrap().der().clone()
 }
 
 fn message() -> proto::X509SvidResponse {
@@ -132,20 +146,100 @@ fn an_empty_bundle_is_a_bundle() {
     assert_eq!(got.bundles.get("td").unwrap().x509_authorities().len(), 0);
 }
 
+/// A root on a curve that we refuse, and its empty revocation list.
+fn unusable() -> (Vec<u8>, Vec<u8>) {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+    let params = ca_params("unusable");
+    let list = list(&params, copy(&key));
+    let root = Ca::root_with_key(params, key);
+    // The curve's name becomes secp521r1's.
+    let mut der = root.certificate.to_vec();
+    let curve = [0x2b, 0x81, 0x04, 0x00, 0x22];
+    let at = der.windows(5).position(|window| window == curve).unwrap();
+    der[at + 4] = 0x23;
+    (der, list.to_vec())
+}
+
+/// A partner's root that we refuse leaves our renewals alone: nobody of the partner is believed.
+#[test]
+fn sec_id_9_an_unusable_foreign_bundle_is_empty_and_holds_nothing_up() {
+    let (root, list) = unusable();
+    for (bad, crl) in [(root, vec![list]), (b"garbage".to_vec(), Vec::new())] {
+        let mut sent = message();
+        sent.federated_bundles.insert("spiffe://c.test".to_owned(), bad.clone());
+        sent.crl.clone_from(&crl);
+        let got = parse_x509_svids(sent).unwrap();
+        assert_eq!(got.svids.len(), 2);
+        let own = got.bundles.get("a.test").unwrap();
+        assert_eq!(own.x509_authorities().len(), 2);
+        // The partner's revocation list is not taken for ours: it would refuse everybody.
+        assert!(own.crls().is_none());
+        assert_eq!(got.bundles.get("b.test").unwrap().x509_authorities().len(), 1);
+        assert_eq!(got.bundles.get("c.test"), Some(&TrustBundle::new("c.test".parse().unwrap())));
+        let [(domain, BundleError::Authority { at: 0, .. })] = &*got.refused else {
+            panic!("{:?}", got.refused)
+        };
+        assert_eq!(domain.as_str(), "c.test");
+
+        // Our own stays strict, wherever it stands.
+        let mut own = message();
+        own.federated_bundles.insert("a.test".to_owned(), bad.clone());
+        assert!(matches!(parse_x509_svids(own), Err(WorkloadApiError::Bundle(_))));
+
+        let mut sent = workload_api::encode_x509_bundles(&got.bundles, &[]);
+        sent.bundles.insert("spiffe://c.test".to_owned(), bad.clone());
+        let got = parse_x509_bundles(sent).unwrap();
+        assert_eq!(got.bundles.get("a.test").unwrap().x509_authorities().len(), 2);
+        assert_eq!(got.bundles.get("c.test").unwrap().x509_authorities().len(), 0);
+        assert_eq!(got.refused[0].0.as_str(), "c.test");
+        let bundles = BTreeMap::from([("c.test".to_owned(), bad)]);
+        let alone = proto::X509BundlesResponse { crl: Vec::new(), bundles };
+        assert!(matches!(parse_x509_bundles(alone), Err(WorkloadApiError::Bundle(_))));
+    }
+}
+
+/// The same of revocation lists: more than a trust domain may have.
+#[test]
+fn sec_id_9_unusable_foreign_revocation_lists_empty_the_bundle() {
+    let key = KeyPair::generate().unwrap();
+    let params = ca_params("partner");
+    let list = list(&params, copy(&key));
+    let partner = Ca::root_with_key(params, key);
+    let sent = || {
+        let mut sent = message();
+        sent.federated_bundles.insert("c.test".to_owned(), partner.certificate.to_vec());
+        sent.crl = vec![list.to_vec(); 65];
+        sent
+    };
+    let got = parse_x509_svids(sent()).unwrap();
+    assert_eq!(got.bundles.get("c.test").unwrap().x509_authorities().len(), 0);
+    assert!(matches!(&*got.refused, [(_, BundleError::Crl(_))]), "{:?}", got.refused);
+    // Nobody's lists are the default identity's.
+    let mut sent = sent();
+    sent.federated_bundles.clear();
+    assert!(matches!(parse_x509_svids(sent), Err(WorkloadApiError::Crls(_))));
+}
+
+#[test]
+fn sec_id_9_an_unusable_key_set_among_others_is_empty() {
+    let good = br#"{"keys":[{"kty":"EC","kid":"a"}]}"#.to_vec();
+    for bad in [&b"\xff"[..], b"{}", br#"{"keys":[{"kty":"EC"}]}"#] {
+        let sets = [("spiffe://a.test", good.clone()), ("spiffe://c.test", bad.to_vec())];
+        let bundles = sets.map(|(name, keys)| (name.to_owned(), keys)).into();
+        let got = parse_jwt_bundles(&proto::JwtBundlesResponse { bundles }).unwrap();
+        assert_eq!(got.bundles.get("a.test").unwrap().jwt_authorities().len(), 1);
+        assert_eq!(got.bundles.get("c.test").unwrap().jwt_authorities().len(), 0);
+        assert_eq!(got.refused.len(), 1);
+        assert_eq!(got.refused[0].0.as_str(), "c.test");
+    }
+}
+
 #[test]
 fn revocation_lists_come_through() {
     let key = KeyPair::generate().unwrap();
     let params = ca_params("root");
     let ca = Ca::root_with_key(params.clone(), copy(&key));
-    let list = CertificateRevocationListParams {
-        this_update: rcgen::date_time_ymd(2027, 1, 15),
-        next_update: rcgen::date_time_ymd(2027, 1, 16),
-        crl_number: SerialNumber::from(1),
-        issuing_distribution_point: None,
-        revoked_certs: Vec::new(),
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    let list = list.signed_by(&rcgen::Issuer::new(params, key)).unwrap().der().clone();
+    let list = list(&params, key);
     let bundles = BundleSet::from_bundles([ca.bundle("a.test")]).unwrap();
     let svids = [NamedSvid { svid: svid(&ca, ID), hint: String::new() }];
     let sent =
@@ -174,12 +268,12 @@ fn token_keys_survive_the_wire() {
     let bundle = TrustBundle::new("a.test".parse().unwrap()).with_jwt_authority(authority);
     let bundles = BundleSet::from_bundles([bundle]).unwrap();
     let sent = workload_api::encode_jwt_bundles(&bundles);
-    assert_eq!(parse_jwt_bundles(&sent).unwrap(), bundles);
+    assert_eq!(parse_jwt_bundles(&sent).unwrap().bundles, bundles);
     // SPIRE leaves `use` out; a key for something else is skipped and counted.
     let document = br#"{"keys":[{"kty":"EC","kid":"a"},{"kty":"EC","use":"sig","kid":"b"}]}"#;
     let bundles = BTreeMap::from([("spiffe://a.test".to_owned(), document.to_vec())]);
     let got = parse_jwt_bundles(&proto::JwtBundlesResponse { bundles }).unwrap();
-    let got = got.get("a.test").unwrap();
+    let got = got.bundles.get("a.test").unwrap();
     assert_eq!((got.jwt_authorities()[0].kid(), got.skipped()), ("a", 1));
     for document in [&b"\xff"[..], b"{}", br#"{"keys":[{"kty":"EC"}]}"#] {
         let bundles = BTreeMap::from([("a.test".to_owned(), document.to_vec())]);

@@ -213,11 +213,11 @@ async fn tokens_are_issued_and_validated() {
     assert!(matches!(none, Err(WorkloadApiFailure::Stopped { .. })), "{none:?}");
 
     let mut bundles = api.jwt_bundles();
-    let own = next(&mut bundles).await;
+    let own = next(&mut bundles).await.bundles;
     assert_eq!(own.get("cluster.local").unwrap().jwt_authorities().len(), 1);
     let foreign = TrustBundle::new("other.example".parse().unwrap());
     world.service.set_foreign_bundles(BundleSet::from_bundles([foreign]).unwrap());
-    let both = next(&mut bundles).await;
+    let both = next(&mut bundles).await.bundles;
     assert!(both.get("other.example").is_some() && both.get("cluster.local").is_some());
     let context = next(&mut api.x509_contexts()).await;
     assert!(context.bundles.get("other.example").is_some());

@@ -135,6 +135,18 @@ async fn sec_ops_2_a_bad_message_leaves_the_last_good_in_force() {
     }
 }
 
+/// A partner's bundle that cannot be used holds up none of our renewals.
+#[tokio::test]
+async fn sec_id_9_a_bad_foreign_bundle_holds_up_no_renewal() {
+    let home = authority("cluster.local");
+    let mut renewed = message(&home, "server", &[&home]);
+    renewed.federated_bundles.insert("spiffe://other.example".to_owned(), b"no bundle".to_vec());
+    let double = Double::start([vec![good(&home), Step::svids(&renewed), Step::Hang]]);
+    let mesh = mesh(&double).await;
+    until(&mesh, "renewed", |mesh| mesh.generation() == 2).await;
+    assert_eq!(mesh.identity_error(), None);
+}
+
 /// PermissionDenied withdraws: nothing is used any more until the registration is back.
 #[tokio::test]
 async fn permission_denied_withdraws_and_a_new_registration_brings_it_back() {
@@ -289,8 +301,8 @@ async fn tokens_and_their_keys() {
     let error = api.validate_jwt_svid("a", "bad").await.unwrap_err();
     assert!(error.is_final() && error.to_string().contains("InvalidArgument"), "{error}");
     let mut bundles = api.jwt_bundles();
-    let WorkloadApiUpdate::Taken(bundles) = timeout(PATIENCE, bundles.next()).await.unwrap() else {
+    let WorkloadApiUpdate::Taken(state) = timeout(PATIENCE, bundles.next()).await.unwrap() else {
         panic!("a good key set was not taken")
     };
-    assert_eq!(bundles.get("cluster.local").unwrap().jwt_authorities()[0].kid(), "one");
+    assert_eq!(state.bundles.get("cluster.local").unwrap().jwt_authorities()[0].kid(), "one");
 }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_identity::workload_api::{
-    JwtSvid, SECURITY_HEADER, SERVICE, WorkloadApiError, X509Bundles, X509Context, parse_claims,
-    parse_jwt_bundles, parse_jwt_svids, parse_x509_bundles, parse_x509_svids, proto,
+    JwtBundles, JwtSvid, SECURITY_HEADER, SERVICE, WorkloadApiError, X509Bundles, X509Context,
+    parse_claims, parse_jwt_bundles, parse_jwt_svids, parse_x509_bundles, parse_x509_svids, proto,
 };
-use mesh_identity::{BundleSet, SpiffeId, SpiffeIdError};
+use mesh_identity::{BundleError, SpiffeId, SpiffeIdError, TrustDomain};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 use tonic::metadata::MetadataValue;
@@ -173,22 +173,26 @@ impl WorkloadApi {
     #[must_use]
     pub fn x509_contexts(&self) -> WorkloadApiStream<X509Context> {
         let watch = Watch::new(self.clone(), "FetchX509SVID", proto::X509SvidRequest {});
-        WorkloadApiStream::new(watch, |message: proto::X509SvidResponse| parse_x509_svids(message))
+        WorkloadApiStream::new(watch, |message: proto::X509SvidResponse| {
+            parse_x509_svids(message).inspect(|context| warn_of(&context.refused))
+        })
     }
 
     /// Every state of `FetchX509Bundles`.
     #[must_use]
     pub fn x509_bundles(&self) -> WorkloadApiStream<X509Bundles> {
         let watch = Watch::new(self.clone(), "FetchX509Bundles", proto::X509BundlesRequest {});
-        WorkloadApiStream::new(watch, parse_x509_bundles)
+        WorkloadApiStream::new(watch, |message: proto::X509BundlesResponse| {
+            parse_x509_bundles(message).inspect(|state| warn_of(&state.refused))
+        })
     }
 
     /// Every state of `FetchJWTBundles`: the keys that verify JWT-SVIDs.
     #[must_use]
-    pub fn jwt_bundles(&self) -> WorkloadApiStream<BundleSet> {
+    pub fn jwt_bundles(&self) -> WorkloadApiStream<JwtBundles> {
         let watch = Watch::new(self.clone(), "FetchJWTBundles", proto::JwtBundlesRequest {});
         WorkloadApiStream::new(watch, |message: proto::JwtBundlesResponse| {
-            parse_jwt_bundles(&message)
+            parse_jwt_bundles(&message).inspect(|state| warn_of(&state.refused))
         })
     }
 
@@ -248,6 +252,13 @@ fn request<Q>(question: Q) -> Request<Q> {
     let mut request = Request::new(question);
     request.metadata_mut().insert(SECURITY_HEADER, MetadataValue::from_static("true"));
     request
+}
+
+/// Makes it visible that nobody of some trust domains is believed.
+fn warn_of(refused: &[(TrustDomain, BundleError)]) {
+    for (trust_domain, error) in refused {
+        tracing::warn!(%trust_domain, %error, "bundle not taken; nobody of its domain is believed");
+    }
 }
 
 /// The proto declares no package.
