@@ -35,10 +35,11 @@ impl ClientAddress {
         self.is_claim_untrusted
     }
 
-    /// An address from another source than a header, such as the PROXY protocol.
+    /// An address from another source than a header, such as the PROXY protocol. IPv4 in IPv6's clothes
+    /// is IPv4 ([SEC-AUTHZ-8]).
     #[must_use]
     pub fn known(ip: IpAddr) -> Self {
-        Self { ip, is_claim_untrusted: false }
+        Self { ip: ip.to_canonical(), is_claim_untrusted: false }
     }
 }
 
@@ -135,6 +136,11 @@ pub fn client_address(
         return ClientAddress { ip: source, is_claim_untrusted: has_claim };
     }
     let claimed = hops.checked_sub(1).and_then(|skip| entry_from_the_right(headers, skip));
+    // Envoy takes what a header says as it is written. Proxies of ours may be on sockets of both kinds.
+    let claimed = match trust {
+        XffTrust::Proxies(_) => claimed.map(|ip| ip.to_canonical()),
+        XffTrust::Anyone | XffTrust::Gateway { .. } | XffTrust::Nobody => claimed,
+    };
     ClientAddress { ip: claimed.unwrap_or(source), is_claim_untrusted: false }
 }
 

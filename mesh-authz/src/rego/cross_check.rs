@@ -413,6 +413,17 @@ fn known_errors_of_the_interpreter() {
             json!(0),
         ),
         ("f(_) := 1\ndefault allow := 0\nallow := 1 if { not f(input.a) }", json!({}), json!(0)),
+        // The variable of `every` in an equation.
+        (
+            "default allow := 0\nallow := 1 if { every x in [1, 2] { input.a = x } }",
+            json!({"a": 1}),
+            json!(0),
+        ),
+        (
+            "allow := 1 if { every x in input.xs { [1, y] = [input.o[x], x]; y == x } }",
+            json!({"xs": ["a"], "o": {"a": 1}}),
+            json!(1),
+        ),
         // Another variable of the same name.
         (
             "allow if { every x in input.xs { input.o[x] == x; count([1 | some x in [\"b\"]; input.o[x] == 2]) == 1 } }",

@@ -1,17 +1,18 @@
 //! The text of a module, written so that regorus' compiler reads it as OPA does.
 //!
-//! It takes the variable of an `every` for one without a value, where it stands alone in brackets:
-//! `every x in input.scopes { data.known[x] }` would ask for any member of `data.known`. A name that is
-//! assigned is read as it should be, so `every x in input.scopes { every_x := x; data.known[every_x] }`
-//! is what it gets. Nothing moves to another line.
+//! It takes the variable of an `every` for one without a value, where it stands alone in brackets or in
+//! an equation: `every x in input.scopes { data.known[x] }` would ask for any member of `data.known`, and
+//! `every x in input.scopes { x = "read" }` for nothing. A name that is assigned is read as it should be,
+//! so `every x in input.scopes { every_x := x; data.known[every_x] }` is what it gets. Nothing moves to
+//! another line.
 
 use std::ops::Range;
 
-use regorus::unstable::{Expr, Literal, Module, Query, Rule, RuleHead, Span};
+use regorus::unstable::{AssignOp, Expr, Literal, Module, Query, Rule, RuleHead, Span};
 
 use super::check::{declared, parts};
 
-/// The module's text without variables of `every` in brackets; nothing when it has none.
+/// The module's text without variables of `every` in such places; nothing when it has none.
 pub(super) fn plain(module: &Module, text: &str) -> Option<String> {
     let mut prefix = "every_".to_owned();
     while text.contains(&prefix) {
@@ -41,14 +42,14 @@ pub(super) fn plain(module: &Module, text: &str) -> Option<String> {
     let mut edits = Vec::new();
     while let Some((query, names)) = found.next_every() {
         for name in names.map(Span::text).filter(|name| *name != "_") {
-            let indexes = indexes(query, name);
-            if !indexes.is_empty() {
+            let misread = misread(query, name);
+            if !misread.is_empty() {
                 let behind_brace = query.span.start.saturating_add(1);
                 let assignment = format!(" {prefix}{name} := {name};");
                 edits.push((range(behind_brace, behind_brace), assignment));
             }
             let renamed = |span: &Span| (range(span.start, span.end), format!("{prefix}{name}"));
-            edits.extend(indexes.into_iter().map(renamed));
+            edits.extend(misread.into_iter().map(renamed));
         }
     }
     if edits.is_empty() { None } else { apply(text, edits) }
@@ -110,18 +111,28 @@ impl<'m> Found<'m> {
     }
 }
 
-/// Where the variable stands alone in brackets, in the query and in those within that have no other of
-/// its name.
-fn indexes<'m>(query: &'m Query, name: &str) -> Vec<&'m Span> {
-    let mut indexes = Vec::new();
+/// Where the variable stands alone in brackets, or in an equation, in the query and in those within that
+/// have no other of its name.
+fn misread<'m>(query: &'m Query, name: &str) -> Vec<&'m Span> {
+    let mut misread = Vec::new();
+    let is_it = |expr: &'m Expr| {
+        if let Expr::Var { span, .. } = expr {
+            Some(span).filter(|span| span.text() == name)
+        } else {
+            None
+        }
+    };
     let mut found = Found { queries: vec![query], ..Found::default() };
     loop {
         if let Some(expr) = found.exprs.pop() {
-            if let Expr::RefBrack { index, .. } = expr
-                && let Expr::Var { span, .. } = index.as_ref()
-                && span.text() == name
-            {
-                indexes.push(span);
+            if let Expr::RefBrack { index, .. } = expr {
+                misread.extend(is_it(index));
+            } else if let Expr::AssignExpr { op: AssignOp::Eq, lhs, rhs, .. } = expr {
+                let mut sides = vec![lhs.as_ref(), rhs.as_ref()];
+                while let Some(side) = sides.pop() {
+                    misread.extend(is_it(side));
+                    sides.extend(parts(side));
+                }
             }
             let own = if let Expr::ArrayCompr { query, .. }
             | Expr::SetCompr { query, .. }
@@ -148,7 +159,10 @@ fn indexes<'m>(query: &'m Query, name: &str) -> Vec<&'m Span> {
                 }
             }
         } else {
-            return indexes;
+            // In an equation it may stand in brackets, too.
+            misread.sort_by_key(|span| span.start);
+            misread.dedup_by_key(|span| span.start);
+            return misread;
         }
     }
 }

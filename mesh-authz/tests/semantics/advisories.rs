@@ -337,4 +337,7 @@ fn sec_authz_8_forwarded_addresses_from_strangers_do_not_count() {
     // An IPv4-mapped peer is its IPv4 address.
     let blocks = [policy("ALLOW", from(json!({"ipBlocks": ["10.1.2.3"]})))];
     assert_eq!(istio(&blocks, &get("/").source("::ffff:10.1.2.3")), 200);
+    // So is what our own proxies write, and what is known otherwise; Envoy keeps what anybody writes.
+    let mapped = "::ffff:10.1.2.3".parse().unwrap();
+    assert_eq!(mesh_authz::ClientAddress::known(mapped).ip(), std::net::Ipv4Addr::new(10, 1, 2, 3));
 }
