@@ -32,7 +32,7 @@ class Body:
     """Statements, and the variables that they bind."""
 
     def __init__(self, outer=(), functions=()):
-        self.vars, self.functions, self.made = list(outer), functions, 0
+        self.vars, self.functions, self.made, self.negated = list(outer), functions, 0, False
 
     def name(self):
         self.made += 1
@@ -40,13 +40,17 @@ class Body:
 
     def ref(self):
         plain = ["input.a", "input.b", "input.o.k", "input.o.m.n", "data.d.a", "data.d.b.c", "data.d.missing",
-                 "input.xs[0]", "input.xs[1]", "data.names.x", "helper", "other"]
-        keyed = [f"{base}[{name}]" for base in ("input.o", "data.names", "input") for name in self.vars]
+                 "input.xs[0]", "input.xs[1]", "data.names.x", "helper", "other", "table.k", "table.x", "data.envoy.authz.helper"]
+        keyed = [f"{base}[{name}]" for base in ("input.o", "data.names", "input", "table", "partial", "data.d")
+                 for name in self.vars]
+        # What is looked for under a negation alone, OPA refuses.
+        if not self.negated and rng.random() < 0.12:
+            return pick("input.xs[_]", "data.list[_]", "input.o[_]", "table[_]", "partial[_]", "data.names[_]")
         return pick(*plain, *self.vars * 3, *keyed)
 
     def coll(self, depth):
         return pick("input.xs", "input.o", "data.list", "data.empty", "input.ys", "[1, 2, 3]", "{1, \"x\"}", "[]",
-                    "data.names", "partial", *([self.compr(depth + 1)] if depth < 2 else []))
+                    "data.names", "partial", "table", "object.keys(input.o)", "{1, 2} | partial", "partial - {1}", "partial & {1, \"x\"}", *([self.compr(depth + 1)] if depth < 2 else []))
 
     def term(self, depth=0):
         kind = rng.random()
@@ -95,7 +99,10 @@ class Body:
             self.vars.append(name)
             return f"{name} := {term}"
         if kind < 0.45:
-            return f"not {self.cond(depth)}"
+            self.negated = True
+            text = f"not {self.cond(depth)}"
+            self.negated = False
+            return text
         if kind < 0.57 and depth < 3:
             coll, name = self.coll(depth), self.name()
             self.vars.append(name)
@@ -114,7 +121,17 @@ class Body:
             base = pick("input.xs", "data.list", "input.o")
             self.vars.append(name)
             return f"{base}[{name}] == {self.term(depth)}"
+        if kind < 0.78 and depth < 2 and not self.negated:
+            name = self.name()
+            one, other = pick(("input.xs", "data.list"), ("input.o", "data.names"), ("table", "input.o"), ("input.xs", "input.ys"))
+            self.vars.append(name)
+            return f"{one}[{name}] {pick('==', '!=')} {other}[{name}]"
         if kind < 0.79 and depth < 2:
+            a, b = self.name(), self.name()
+            term = f"{{\"k\": {self.term(depth)}, \"z\": {self.term(depth)}}}"
+            self.vars.extend([a, b])
+            return f"{{\"k\": {a}, \"z\": {b}}} {pick(':=', '=')} {term}"
+        if kind < 0.82 and depth < 2:
             a, b = self.name(), self.name()
             term = f"[{self.term(depth)}, {self.term(depth)}]"
             self.vars.extend([a, b])
@@ -141,6 +158,7 @@ def module():
     lines, one = body()
     text.append(f"helper := {one.term()} if {{\n{lines}\n}}")
     text.append("other if input.a == 1\n\nother if input.b == \"x\"")
+    text.append("table[k] := v if some k, v in input.o")
     text.append("partial contains 1 if input.a\n\npartial contains x if some x in input.xs")
     for name in ("f", "g"):
         for at in range(rng.randint(1, 2)):
@@ -148,12 +166,19 @@ def module():
             known = [one for one in ("x", "y") if one in args.replace("\"x\"", "")]
             lines, one = body(outer=known)
             tail = f" else := {pick('0', 'false')}" if rng.random() < 0.2 else ""
+            if rng.random() < 0.2:
+                more, other = body(outer=known)
+                tail = f" else := {other.term()} if {{\n{more}\n}}" + tail
             value = one.term() if rng.random() < 0.6 else "true"
             text.append(f"{name}({args}) := {value} if {{\n{lines}\n}}{tail}")
     for _ in range(rng.randint(1, 2)):
         lines, one = body(functions=("f", "g"))
         value = one.term() if rng.random() < 0.3 else "true"
-        text.append(f"allow := {value} if {{\n{lines}\n}}")
+        tail = ""
+        if rng.random() < 0.25:
+            more, other = body(functions=("f", "g"))
+            tail = f" else := {pick('true', 'false', other.term())} if {{\n{more}\n}}"
+        text.append(f"allow := {value} if {{\n{lines}\n}}{tail}")
     return "\n\n".join(text) + "\n"
 
 
