@@ -21,9 +21,10 @@
 //!
 //! # Which engine
 //!
-//! regorus' compiled form (RVM), after a pass over the program that gives it OPA's meaning where
-//! version 0.14.1 has another one (see `harden`). Its interpreter serves the tests as a second
-//! opinion and never sees a request.
+//! regorus' compiled form (RVM), after a pass over the text (see `plain`) and one over the program
+//! (see `harden`) that give it OPA's meaning where version 0.14.1 has another one. Its interpreter
+//! serves the tests as a second opinion and never sees a request; OPA itself judges policies made by
+//! chance (`examples/interop/opa/random_policies.py`).
 //!
 //! # Examples
 //!

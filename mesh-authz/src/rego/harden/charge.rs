@@ -191,35 +191,11 @@ impl Pass {
     }
 
     /// The same for the value that it has before an instruction, with its place.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "behind others nothing is known")]
     fn origin_before(&self, end: usize, register: u8) -> Option<(usize, Instruction)> {
-        let data = &self.program.instruction_data;
         let before = self.old.get(..end)?;
         for (at, instruction) in before.iter().enumerate().rev().take(LOOK_BACK) {
-            let dest = match *instruction {
-                Instruction::Load { dest, .. }
-                | Instruction::LoadTrue { dest }
-                | Instruction::LoadFalse { dest }
-                | Instruction::LoadNull { dest }
-                | Instruction::LoadBool { dest, .. }
-                | Instruction::LoadData { dest }
-                | Instruction::LoadInput { dest }
-                | Instruction::Move { dest, .. }
-                | Instruction::Index { dest, .. }
-                | Instruction::IndexLiteral { dest, .. }
-                | Instruction::CallRule { dest, .. } => dest,
-                Instruction::ChainedIndex { params_index } => {
-                    data.chained_index_params.get(usize::from(params_index))?.dest
-                }
-                Instruction::ObjectCreate { params_index } => {
-                    data.get_object_create_params(params_index)?.dest
-                }
-                Instruction::ArrayCreate { params_index } => {
-                    data.get_array_create_params(params_index)?.dest
-                }
-                _ => return None,
-            };
-            if dest == register {
+            // Behind what is none, nothing is known.
+            if self.dest(*instruction)? == register {
                 return Some((at, *instruction));
             }
         }

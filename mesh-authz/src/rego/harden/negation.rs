@@ -115,70 +115,10 @@ impl Pass {
     }
 
     /// The instruction that gave a register its value: each is written in one place.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "others write no register of an expression")]
     fn maker(&self, register: u8) -> Option<Instruction> {
-        let data = &self.program.instruction_data;
-        let dest = |instruction: &Instruction| {
-            Some(match *instruction {
-                Instruction::Load { dest, .. }
-                | Instruction::LoadTrue { dest }
-                | Instruction::LoadFalse { dest }
-                | Instruction::LoadNull { dest }
-                | Instruction::LoadBool { dest, .. }
-                | Instruction::LoadData { dest }
-                | Instruction::LoadInput { dest }
-                | Instruction::Move { dest, .. }
-                | Instruction::CallRule { dest, .. }
-                | Instruction::Index { dest, .. }
-                | Instruction::IndexLiteral { dest, .. }
-                | Instruction::Add { dest, .. }
-                | Instruction::Sub { dest, .. }
-                | Instruction::Mul { dest, .. }
-                | Instruction::Div { dest, .. }
-                | Instruction::Mod { dest, .. }
-                | Instruction::Eq { dest, .. }
-                | Instruction::Ne { dest, .. }
-                | Instruction::Lt { dest, .. }
-                | Instruction::Le { dest, .. }
-                | Instruction::Gt { dest, .. }
-                | Instruction::Ge { dest, .. }
-                | Instruction::And { dest, .. }
-                | Instruction::Or { dest, .. }
-                | Instruction::Not { dest, .. }
-                | Instruction::Contains { dest, .. }
-                | Instruction::Count { dest, .. }
-                | Instruction::HostAwait { dest, .. } => dest,
-                Instruction::ChainedIndex { params_index } => {
-                    data.chained_index_params.get(usize::from(params_index))?.dest
-                }
-                Instruction::VirtualDataDocumentLookup { params_index } => {
-                    data.get_virtual_data_document_lookup_params(params_index)?.dest
-                }
-                Instruction::BuiltinCall { params_index } => {
-                    data.builtin_call_params.get(usize::from(params_index))?.dest
-                }
-                Instruction::FunctionCall { params_index } => {
-                    data.function_call_params.get(usize::from(params_index))?.dest
-                }
-                Instruction::ArrayCreate { params_index } => {
-                    data.get_array_create_params(params_index)?.dest
-                }
-                Instruction::SetCreate { params_index } => {
-                    data.get_set_create_params(params_index)?.dest
-                }
-                Instruction::ObjectCreate { params_index } => {
-                    data.get_object_create_params(params_index)?.dest
-                }
-                Instruction::ComprehensionBegin { params_index } => {
-                    let params = data.comprehension_begin_params.get(usize::from(params_index));
-                    params?.result_reg
-                }
-                _ => return None,
-            })
-        };
         let own = self.old.iter().rev();
         let own = own.take_while(|one| !matches!(one, Instruction::RuleInit { .. }));
-        own.copied().find(|one| dest(one) == Some(register))
+        own.copied().find(|one| self.dest(*one) == Some(register))
     }
 }
 
