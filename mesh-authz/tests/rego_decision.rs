@@ -198,6 +198,34 @@ fn sec_rego_1_what_is_not_offered_is_refused_at_load() {
     }
 }
 
+/// [SEC-REGO-7] What compiled code would read otherwise than OPA, and no pass can say.
+#[test]
+fn sec_rego_7_what_would_mean_something_else_is_refused_at_load() {
+    for (body, refused) in [
+        ("allow if \"k\", 1 in input.o", true),
+        ("allow if { some k, v in input.o; k == v }", false),
+        ("allow if { _ := input.x }", true),
+        ("allow if { [_, x] := input.x; x }", false),
+        ("allow if not input.xs[_] == 1", true),
+        ("allow if not input.xs[i] == 1", true),
+        ("allow if { some i; not input.xs[i] == 1 }", true),
+        ("allow if { input.ys[i]; not input.xs[i] == 1 }", false),
+        ("allow if { some i in input.ys; not input.xs[i] == 1 }", false),
+        ("allow if not count([1 | some i in input.ys; input.xs[i]]) == 1", false),
+        ("allow if not count([input.xs[i] | some i in input.ys]) == 1", false),
+        ("key := \"a\"\nallow if not input.xs[key]", false),
+        ("f(i) if not input.xs[i]\nallow if f(1)", false),
+        ("allow := [1 | input.xs[k]] if { k := input.k } else := []", true),
+        ("allow := [x | k = x; x := 1] if { k := input.k } else := []", true),
+        ("allow := [x | some x in input.xs] if { input.k } else := []", false),
+        ("allow := [1 | input.xs[k]] if { k := input.k }", false),
+    ] {
+        let module = format!("package envoy.authz\nimport rego.v1\n{body}\n");
+        let loaded = RegoPolicy::compile(&[("p.rego", &module)], None, RegoOptions::default());
+        assert_eq!(loaded.is_err(), refused, "{body}: {:?}", loaded.err());
+    }
+}
+
 #[test]
 fn sec_rego_1_with_is_refused() {
     for with in ["count as http.send", "input.a as 1", "data.x as 1", "http.send as count"] {

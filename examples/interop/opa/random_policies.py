@@ -40,7 +40,8 @@ class Body:
 
     def ref(self):
         plain = ["input.a", "input.b", "input.o.k", "input.o.m.n", "data.d.a", "data.d.b.c", "data.d.missing",
-                 "input.xs[0]", "input.xs[1]", "data.names.x", "helper", "other", "table.k", "table.x", "data.envoy.authz.helper"]
+                 "input.xs[0]", "input.xs[1]", "data.names.x", "helper", "other", "table.k", "table.x",
+                 "data.envoy.authz.helper"]
         keyed = [f"{base}[{name}]" for base in ("input.o", "data.names", "input", "table", "partial", "data.d")
                  for name in self.vars]
         # What is looked for under a negation alone, OPA refuses.
@@ -50,7 +51,8 @@ class Body:
 
     def coll(self, depth):
         return pick("input.xs", "input.o", "data.list", "data.empty", "input.ys", "[1, 2, 3]", "{1, \"x\"}", "[]",
-                    "data.names", "partial", "table", "object.keys(input.o)", "{1, 2} | partial", "partial - {1}", "partial & {1, \"x\"}", *([self.compr(depth + 1)] if depth < 2 else []))
+                    "data.names", "partial", "table", "object.keys(input.o)", "{1, 2} | partial", "partial - {1}", "partial & {1, \"x\"}",
+                    *([self.compr(depth + 1)] if depth < 2 else []))
 
     def term(self, depth=0):
         kind = rng.random()
@@ -66,6 +68,14 @@ class Body:
             return f"{{\"k\": {self.term(depth + 1)}}}"
         if kind < 0.88:
             return f"object.get({pick('input.o', 'data.names', 'input')}, \"{pick('k', 'z')}\", {self.term(depth + 1)})"
+        if kind < 0.905:
+            one, other = self.term(depth + 1), self.term(depth + 1)
+            return pick(f"startswith({one}, \"x\")", f"array.concat([{one}], input.xs)", f"object.union(input.o, {{\"k\": {one}}})",
+                        f"sprintf(\"%v\", [{one}])", f"concat(\",\", [{one}, \"x\"])", f"is_string({one})", f"type_name({one})",
+                        f"sum([{one}, 1])", f"max([{one}, 1])", "array.slice(input.xs, 0, 1)", f"{one} + 1", "-input.a",
+                        f"union({{partial, {{{one}}}}})", "sort(input.xs)", f"to_number({one})", f"object.remove(input.o, [{one}])",
+                        f"trim({one}, \"x\")", f"object.get(input, [\"o\", {one}], {other})", f"json.marshal({one})",
+                        f"{{{one}, {other}}}", f"input.o[{one}]", f"data.names[{one}]", "input.xs[count(input.xs) - 1]")
         if kind < 0.93 and self.functions:
             return f"{pick(*self.functions)}({self.term(depth + 1)}, {self.term(depth + 1)})"
         return self.compr(depth + 1) if depth < 2 else self.ref()
@@ -85,7 +95,10 @@ class Body:
         if kind < 0.3:
             return self.ref()
         if kind < 0.6:
-            return f"{self.term(depth)} {pick('==', '==', '!=', '<', '>=')} {self.term(depth)}"
+            if rng.random() < 0.3:
+                # Of no two kinds of collections: they are ordered the other way round.
+                return f"{self.term(depth)} {pick('<', '>=')} {pick('1', chr(34) + 'x' + chr(34), f'count({self.coll(depth)})')}"
+            return f"{self.term(depth)} {pick('==', '!=')} {self.term(depth)}"
         if kind < 0.8:
             return f"{self.term(depth)} in {self.coll(depth)}"
         if kind < 0.9:
@@ -107,6 +120,12 @@ class Body:
             coll, name = self.coll(depth), self.name()
             self.vars.append(name)
             return f"some {name} in {coll}"
+        if kind < 0.585 and depth < 3:
+            a, b = self.name(), self.name()
+            text = pick(f"some [{a}, {b}] in [[1, 2], [input.a, input.b], [3]]", f"some {{\"k\": {a}, \"z\": {b}}} in [{{\"k\": input.a, \"z\": 1}}, {{\"k\": 2}}]",
+                        f"some {a}, [{b}] in {{\"x\": [1], \"y\": [input.a], \"k\": 5}}", f"some {a}, {b} in input.xs")
+            self.vars.extend([a, b])
+            return text
         if kind < 0.62 and depth < 3:
             coll, key, name = self.coll(depth), self.name(), self.name()
             self.vars.extend([key, name])
@@ -114,6 +133,11 @@ class Body:
         if kind < 0.72 and depth < 2:
             coll, body, name = self.coll(depth), self.inner(), self.name()
             body.vars.append(name)
+            if rng.random() < 0.4:
+                key = self.name()
+                body.vars.append(key)
+                lines = body.statements(rng.randint(1, 2), depth + 1) + [f"[{key}, {name}] != 7"]
+                return f"every {key}, {name} in {coll} {{ {'; '.join(lines)} }}"
             lines = body.statements(rng.randint(1, 2), depth + 1) + [f"{name} != 7"]
             return f"every {name} in {coll} {{ {'; '.join(lines)} }}"
         if kind < 0.76 and depth < 2:
@@ -154,7 +178,7 @@ def body(functions=(), outer=()):
 def module():
     text = ["package envoy.authz", "", "import rego.v1", ""]
     if rng.random() < 0.5:
-        text.append(f"default allow := {pick('false', chr(34) + 'none' + chr(34))}")
+        text.append(f"default inner := {pick('false', chr(34) + 'none' + chr(34))}")
     lines, one = body()
     text.append(f"helper := {one.term()} if {{\n{lines}\n}}")
     text.append("other if input.a == 1\n\nother if input.b == \"x\"")
@@ -178,7 +202,9 @@ def module():
         if rng.random() < 0.25:
             more, other = body(functions=("f", "g"))
             tail = f" else := {pick('true', 'false', other.term())} if {{\n{more}\n}}"
-        text.append(f"allow := {value} if {{\n{lines}\n}}{tail}")
+        text.append(f"inner := {value} if {{\n{lines}\n}}{tail}")
+    calls = ", ".join(f"[x | x := {name}({one})]" for name in ("f", "g") for one in ("input.a, input.b", "1, \"x\"", "[input.a, 2], input.o", "input.xs, \"x\""))
+    text.append(f"allow := {{\"inner\": [x | x := inner], \"helper\": [x | x := helper], \"partial\": partial, \"table\": [x | x := table], \"calls\": [{calls}]}}")
     return "\n\n".join(text) + "\n"
 
 

@@ -7,13 +7,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use regorus::Value;
 use regorus::unstable::{
     AssignOp, Expr, Import, Literal, Module, Query, Ref, Rule, RuleAssign, RuleHead, Span,
 };
 
 use super::builtins;
 use super::error::{RegoLoadError, RegoPlace};
+use super::syntax::{
+    Path, all_within, declared, names_of, parts, query_of, reference, text, variables,
+};
 
 /// The longest chain of rules that refer to each other. Evaluation recurses along it.
 pub const MAX_RULE_CHAIN: usize = 100;
@@ -77,9 +79,6 @@ pub(super) fn check(modules: &[Ref<Module>], query: &str) -> Result<Checked, Reg
     Ok(Checked { called, reads })
 }
 
-/// A path's components, `data` left out.
-type Path = Vec<String>;
-
 /// The constant path of a reference that begins with `input`.
 fn below_input(expr: &Expr) -> Option<Path> {
     path_of(expr).filter(|path| path.first().is_some_and(|root| root == "input")).map(|mut path| {
@@ -100,66 +99,6 @@ fn path_of(expr: &Expr) -> Option<Path> {
         path.extend(components);
         path
     })
-}
-
-/// Root, constant components behind it, and whether these are all of the reference's. `dynamic`
-/// is shown each component that is an expression.
-fn reference<'e>(
-    expr: &'e Expr,
-    dynamic: &mut impl FnMut(&'e Ref<Expr>),
-) -> Option<(String, Path, bool)> {
-    let mut reversed = Vec::new();
-    let mut at = expr;
-    let root = loop {
-        match at {
-            Expr::RefDot { refr, field, .. } => {
-                reversed.push(text(&field.1));
-                at = refr;
-            }
-            Expr::RefBrack { refr, index, .. } => {
-                reversed.push(constant(index));
-                if constant(index).is_none() {
-                    dynamic(index);
-                }
-                at = refr;
-            }
-            Expr::Var { value, .. } => break text(value)?,
-            Expr::String { .. }
-            | Expr::RawString { .. }
-            | Expr::Number { .. }
-            | Expr::Bool { .. }
-            | Expr::Null { .. }
-            | Expr::Array { .. }
-            | Expr::Set { .. }
-            | Expr::Object { .. }
-            | Expr::ArrayCompr { .. }
-            | Expr::SetCompr { .. }
-            | Expr::ObjectCompr { .. }
-            | Expr::Call { .. }
-            | Expr::UnaryExpr { .. }
-            | Expr::BinExpr { .. }
-            | Expr::BoolExpr { .. }
-            | Expr::ArithExpr { .. }
-            | Expr::AssignExpr { .. }
-            | Expr::Membership { .. } => return None,
-        }
-    };
-    let all = reversed.len();
-    let constants: Path = reversed.into_iter().rev().map_while(|component| component).collect();
-    let complete = constants.len() == all;
-    Some((root, constants, complete))
-}
-
-fn text(value: &Value) -> Option<String> {
-    value.as_string().ok().map(ToString::to_string)
-}
-
-/// The text of a string literal.
-fn constant(expr: &Expr) -> Option<String> {
-    if let Expr::String { value, .. } | Expr::RawString { value, .. } = expr {
-        return text(value);
-    }
-    None
 }
 
 fn place(span: &Span) -> RegoPlace {
@@ -279,6 +218,9 @@ impl Walk<'_> {
                         (refr, &args[..], value(assign.as_ref()))
                     }
                 };
+                if bodies.len() > 1 {
+                    values.iter().try_for_each(|value| beside_else(value))?;
+                }
                 self.scoped(variables(args), |walk| {
                     walk.exprs(args)?;
                     if bodies.is_empty() {
@@ -366,7 +308,9 @@ impl Walk<'_> {
                 let message = format!("{name} has no value outside of not");
                 return Err(RegoLoadError::Compile { place: place(span), message });
             }
-            pending.extend(parts(expr));
+            if query_of(expr).is_none() {
+                pending.extend(parts(expr));
+            }
         }
         Ok(())
     }
@@ -509,112 +453,24 @@ fn value(assign: Option<&RuleAssign>) -> Option<&Ref<Expr>> {
     assign.map(|assign| &assign.value)
 }
 
-/// All names in a query but those in negations, and those that it only declares.
-#[expect(clippy::wildcard_enum_match_arm, reason = "all other expressions have parts only")]
-fn names_of(query: &Query) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    let (mut queries, mut pending) = (vec![query], Vec::<&Expr>::new());
-    while let Some(query) = queries.pop() {
-        for statement in &query.stmts {
-            match &statement.literal {
-                Literal::SomeVars { .. } | Literal::NotExpr { .. } => {}
-                Literal::SomeIn { key, value, collection, .. } => {
-                    pending.extend(key.iter().chain([value, collection]).map(AsRef::as_ref));
-                }
-                Literal::Expr { expr, .. } => pending.push(expr),
-                Literal::Every { domain, query, .. } => {
-                    pending.push(domain);
-                    queries.push(query);
-                }
-            }
-        }
-        while let Some(expr) = pending.pop() {
-            match expr {
-                Expr::Var { value, .. } => names.extend(text(value)),
-                Expr::ArrayCompr { term, query, .. } | Expr::SetCompr { term, query, .. } => {
-                    pending.push(term);
-                    queries.push(query);
-                }
-                Expr::ObjectCompr { key, value, query, .. } => {
-                    pending.extend([key.as_ref(), value.as_ref()]);
-                    queries.push(query);
-                }
-                _ => pending.extend(parts(expr)),
-            }
+/// Refuses a rule's value that is compiled once for its body and once for its `else`, where a variable of
+/// the body has no value and stands for any.
+fn beside_else(value: &Expr) -> Result<(), RegoLoadError> {
+    let comprehensions = all_within(vec![value], Vec::new(), true).into_iter().filter_map(query_of);
+    for expr in all_within(Vec::new(), comprehensions.collect(), true) {
+        let is_misread = if let Expr::RefBrack { index, .. } = expr {
+            matches!(index.as_ref(), Expr::Var { .. })
+        } else {
+            matches!(expr, Expr::AssignExpr { op: AssignOp::Eq, .. })
+        };
+        if is_misread {
+            let message = "beside else, a variable in brackets or an equation within a comprehension \
+                           is not offered here: assign the comprehension in the body";
+            let place = place(expr.span());
+            return Err(RegoLoadError::Compile { place, message: message.to_owned() });
         }
     }
-    names
-}
-
-/// The expressions that one is made of, those in queries of its own left out.
-pub(super) fn parts(expr: &Expr) -> Vec<&Expr> {
-    match expr {
-        Expr::String { .. }
-        | Expr::RawString { .. }
-        | Expr::Number { .. }
-        | Expr::Bool { .. }
-        | Expr::Null { .. }
-        | Expr::Var { .. }
-        | Expr::ArrayCompr { .. }
-        | Expr::SetCompr { .. }
-        | Expr::ObjectCompr { .. } => Vec::new(),
-        Expr::Array { items, .. } | Expr::Set { items, .. } => {
-            items.iter().map(AsRef::as_ref).collect()
-        }
-        Expr::Object { fields, .. } => {
-            fields.iter().flat_map(|(_, key, value)| [key.as_ref(), value.as_ref()]).collect()
-        }
-        Expr::Call { fcn, params, .. } => params.iter().chain([fcn]).map(AsRef::as_ref).collect(),
-        Expr::UnaryExpr { expr, .. } => vec![expr.as_ref()],
-        Expr::RefDot { refr, .. } => vec![refr.as_ref()],
-        Expr::RefBrack { refr, index, .. } => vec![refr.as_ref(), index.as_ref()],
-        Expr::BinExpr { lhs, rhs, .. }
-        | Expr::BoolExpr { lhs, rhs, .. }
-        | Expr::ArithExpr { lhs, rhs, .. }
-        | Expr::AssignExpr { lhs, rhs, .. } => vec![lhs.as_ref(), rhs.as_ref()],
-        Expr::Membership { key, value, collection, .. } => {
-            key.iter().chain([value, collection]).map(AsRef::as_ref).collect()
-        }
-    }
-}
-
-/// The names that a query declares for itself.
-pub(super) fn declared(query: &Query) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for statement in &query.stmts {
-        match &statement.literal {
-            Literal::SomeVars { vars, .. } => {
-                names.extend(vars.iter().map(|span| span.text().to_owned()));
-            }
-            Literal::SomeIn { key, value, .. } => {
-                names.append(&mut variables(key));
-                names.append(&mut variables([value]));
-            }
-            Literal::Expr { expr, .. } | Literal::NotExpr { expr, .. } => {
-                if let Expr::AssignExpr { op: AssignOp::ColEq, lhs, .. } = expr.as_ref() {
-                    names.append(&mut variables([lhs]));
-                }
-            }
-            Literal::Every { .. } => {}
-        }
-    }
-    names
-}
-
-/// The variables of patterns: names, and names within arrays and objects.
-fn variables<'e>(patterns: impl IntoIterator<Item = &'e Ref<Expr>>) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    let mut pending: Vec<&Ref<Expr>> = patterns.into_iter().collect();
-    while let Some(pattern) = pending.pop() {
-        if let Expr::Var { value, .. } = pattern.as_ref() {
-            names.extend(text(value));
-        } else if let Expr::Array { items, .. } = pattern.as_ref() {
-            pending.extend(items);
-        } else if let Expr::Object { fields, .. } = pattern.as_ref() {
-            pending.extend(fields.iter().map(|(_, _, value)| value));
-        }
-    }
-    names
+    Ok(())
 }
 
 /// Refuses cycles and chains that are too long.

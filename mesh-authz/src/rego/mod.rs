@@ -62,6 +62,7 @@ mod plain;
 mod policy;
 mod pool;
 mod scan;
+mod syntax;
 
 pub use builtins::builtin_names;
 #[cfg(feature = "bundles")]

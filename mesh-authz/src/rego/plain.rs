@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use regorus::unstable::{AssignOp, Expr, Literal, Module, Query, Rule, RuleHead, Span};
 
-use super::check::{declared, parts};
+use super::syntax::{declared, parts, query_of};
 
 /// The module's text without variables of `every` in such places; nothing when it has none.
 pub(super) fn plain(module: &Module, text: &str) -> Option<String> {
@@ -78,19 +78,9 @@ impl<'m> Found<'m> {
         Some((query, names.into_iter().flatten()))
     }
 
-    #[expect(clippy::wildcard_enum_match_arm, reason = "all others have no query")]
     fn expr(&mut self, expr: &'m Expr) {
-        match expr {
-            Expr::ArrayCompr { term, query, .. } | Expr::SetCompr { term, query, .. } => {
-                self.exprs.push(term);
-                self.queries.push(query);
-            }
-            Expr::ObjectCompr { key, value, query, .. } => {
-                self.exprs.extend([key.as_ref(), value.as_ref()]);
-                self.queries.push(query);
-            }
-            _ => self.exprs.extend(parts(expr)),
-        }
+        self.exprs.extend(parts(expr));
+        self.queries.extend(query_of(expr));
     }
 
     fn query(&mut self, query: &'m Query) {
@@ -131,17 +121,12 @@ fn misread<'m>(query: &'m Query, name: &str) -> Vec<&'m Span> {
                 let mut sides = vec![lhs.as_ref(), rhs.as_ref()];
                 while let Some(side) = sides.pop() {
                     misread.extend(is_it(side));
-                    sides.extend(parts(side));
+                    if query_of(side).is_none() {
+                        sides.extend(parts(side));
+                    }
                 }
             }
-            let own = if let Expr::ArrayCompr { query, .. }
-            | Expr::SetCompr { query, .. }
-            | Expr::ObjectCompr { query, .. } = expr
-            {
-                declared(query).contains(name)
-            } else {
-                false
-            };
+            let own = query_of(expr).is_some_and(|query| declared(query).contains(name));
             if !own {
                 found.expr(expr);
             }
