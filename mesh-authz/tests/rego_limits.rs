@@ -289,6 +289,18 @@ fn sec_rego_4_work_that_instructions_do_not_count_ends_too() {
             "patterns",
             format!("{many} regex.match(sprintf(\"(%d|%d|[a-z]+\\\\w){{1,9}}$\", [i, j]), s)"),
         ),
+        (
+            "globs with classes",
+            format!(
+                "c := concat(\"\", [\"*[\", replace(s, \"x\", \"y\"), \"]z\"])\n{many} glob.match(c, [], s)"
+            ),
+        ),
+        (
+            "globs with alternatives",
+            format!(
+                "a := concat(\"\", [\"{{\", replace(substring(s, 0, 2700), \"x\", \"y,\"), \"z}}\"])\n{many} glob.match(a, [], s)"
+            ),
+        ),
         ("globs", format!("{many} glob.match(sprintf(\"*%d*%d*\", [i, j]), [], s)")),
         (
             "digests",

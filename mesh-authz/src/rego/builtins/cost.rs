@@ -24,10 +24,10 @@ const MAX_STEPS: usize = 4 << 20;
 
 /// The longest text that is matched against a pattern, and the longest pattern. Patterns are
 /// compiled at each call.
-const MAX_PATTERN: usize = 8 << 10;
+pub(super) const MAX_PATTERN: usize = 8 << 10;
 
 /// How many steps of a search take as long as one unit.
-const STEPS_PER_UNIT: usize = 16;
+pub(super) const STEPS_PER_UNIT: usize = 16;
 
 /// What compiling a pattern costs.
 const PATTERN: usize = 500;

@@ -6,10 +6,8 @@
 use regorus::Value;
 
 use super::Fault;
+use super::cost::{MAX_PATTERN, STEPS_PER_UNIT};
 use super::meter::{charge, text_units};
-
-/// The longest text and pattern, as for other patterns.
-const MAX_PATTERN: usize = 8 << 10;
 
 /// How deep alternatives nest at most.
 const MAX_DEPTH: usize = 16;
@@ -32,7 +30,8 @@ pub(super) fn matches(args: &[Value]) -> Result<Value, Fault> {
         return Err(Fault::TooLarge);
     }
     let delimiters = delimiters_of(delimiters)?;
-    charge(text_units(pattern.len().saturating_add(text.len())).saturating_add(1))?;
+    // Patterns are compiled at each call.
+    charge(pattern.len().saturating_add(text_units(text.len())).saturating_add(1))?;
     let steps = compile(pattern)?;
     if delimiters.len() > 1 && ["?*", "*?"].iter().any(|pair| pattern.contains(pair)) {
         return Err(Fault::Failed);
@@ -159,16 +158,19 @@ fn alternatives(chars: &mut Pattern<'_>, depth: usize) -> Result<Vec<Step>, Faul
             _ => return Err(Fault::Failed),
         }
     }
-    // From the last on: each is a fork around it, its steps, and a jump behind all that follow.
-    let mut steps = all.pop().unwrap_or_default();
-    while let Some(mut one) = all.pop() {
-        let behind = distance(steps.len().saturating_add(1))?;
-        let around = distance(one.len().saturating_add(2))?;
-        one.insert(0, Step::Fork(around));
-        one.push(Step::Jump(behind));
-        one.append(&mut steps);
-        steps = one;
+    // All but the last: a fork around it, its steps, and a jump behind all that follow.
+    let last = all.pop().unwrap_or_default();
+    let mut behind =
+        all.iter().fold(last.len(), |sum, one| sum.saturating_add(one.len()).saturating_add(2));
+    let mut steps = Vec::with_capacity(behind);
+    for mut one in all {
+        let around = one.len().saturating_add(2);
+        behind = behind.saturating_sub(around);
+        steps.push(Step::Fork(distance(around)?));
+        steps.append(&mut one);
+        steps.push(Step::Jump(distance(behind.saturating_add(1))?));
     }
+    steps.extend(last);
     Ok(steps)
 }
 
@@ -203,6 +205,8 @@ fn run(steps: &[Step], delimiters: &[char], text: &str) -> Result<bool, Fault> {
     here.add(0);
     for c in text.chars() {
         charge(here.all.len().saturating_add(1).saturating_mul(UNITS_OF_STEP))?;
+        // What clearing takes, and below, looking through a list.
+        charge(steps.len().saturating_mul(UNITS_OF_STEP) / STEPS_PER_UNIT)?;
         next.clear();
         for at in &here.all {
             let fits = match steps.get(*at) {
@@ -211,7 +215,10 @@ fn run(steps: &[Step], delimiters: &[char], text: &str) -> Result<bool, Fault> {
                 Some(Step::Class { negated, chars }) => {
                     *negated
                         != match chars {
-                            Chars::List(list) => list.contains(&c),
+                            Chars::List(list) => {
+                                charge(list.len().saturating_mul(UNITS_OF_STEP) / STEPS_PER_UNIT)?;
+                                list.contains(&c)
+                            }
                             Chars::Range(low, high) => (*low..=*high).contains(&c),
                         }
                 }
