@@ -8,9 +8,9 @@
 
 use std::ops::Range;
 
-use regorus::unstable::{AssignOp, Expr, Literal, Module, Query, Rule, RuleHead, Span};
+use regorus::unstable::{AssignOp, Expr, Module, Query, Rule, RuleHead, Span};
 
-use super::syntax::{declared, parts, query_of};
+use super::syntax::{Found, declared, parts, query_of};
 
 /// The module's text without variables of `every` in such places; nothing when it has none.
 pub(super) fn plain(module: &Module, text: &str) -> Option<String> {
@@ -22,16 +22,12 @@ pub(super) fn plain(module: &Module, text: &str) -> Option<String> {
     for rule in &module.policy {
         let Rule::Spec { head, bodies, .. } = rule.as_ref() else { continue };
         match head {
-            RuleHead::Compr { refr, assign, .. } => {
+            RuleHead::Compr { refr, assign, .. } | RuleHead::Func { refr, assign, .. } => {
                 found.exprs.push(refr);
                 found.exprs.extend(assign.iter().map(|assign| assign.value.as_ref()));
             }
             RuleHead::Set { refr, key, .. } => {
                 found.exprs.extend([refr].into_iter().chain(key).map(AsRef::as_ref));
-            }
-            RuleHead::Func { refr, assign, .. } => {
-                found.exprs.push(refr);
-                found.exprs.extend(assign.iter().map(|assign| assign.value.as_ref()));
             }
         }
         for body in bodies {
@@ -53,52 +49,6 @@ pub(super) fn plain(module: &Module, text: &str) -> Option<String> {
         }
     }
     if edits.is_empty() { None } else { apply(text, edits) }
-}
-
-/// What is still to be looked at.
-#[derive(Default)]
-struct Found<'m> {
-    queries: Vec<&'m Query>,
-    exprs: Vec<&'m Expr>,
-    every: Vec<(&'m Query, [Option<&'m Span>; 2])>,
-}
-
-impl<'m> Found<'m> {
-    /// The next `every`: its query, and its variables.
-    fn next_every(&mut self) -> Option<(&'m Query, impl Iterator<Item = &'m Span> + use<'m>)> {
-        while self.every.is_empty() {
-            if let Some(expr) = self.exprs.pop() {
-                self.expr(expr);
-            } else {
-                let query = self.queries.pop()?;
-                self.query(query);
-            }
-        }
-        let (query, names) = self.every.pop()?;
-        Some((query, names.into_iter().flatten()))
-    }
-
-    fn expr(&mut self, expr: &'m Expr) {
-        self.exprs.extend(parts(expr));
-        self.queries.extend(query_of(expr));
-    }
-
-    fn query(&mut self, query: &'m Query) {
-        for statement in &query.stmts {
-            match &statement.literal {
-                Literal::SomeVars { .. } => {}
-                Literal::SomeIn { key, value, collection, .. } => {
-                    self.exprs.extend(key.iter().chain([value, collection]).map(AsRef::as_ref));
-                }
-                Literal::Expr { expr, .. } | Literal::NotExpr { expr, .. } => self.exprs.push(expr),
-                Literal::Every { key, value, domain, query, .. } => {
-                    self.exprs.push(domain);
-                    self.queries.push(query);
-                    self.every.push((query, [key.as_ref(), Some(value)]));
-                }
-            }
-        }
-    }
 }
 
 /// Where the variable stands alone in brackets, or in an equation, in the query and in those within that
@@ -135,7 +85,7 @@ fn misread<'m>(query: &'m Query, name: &str) -> Vec<&'m Span> {
                 continue;
             }
             let before = found.queries.len();
-            found.query(query);
+            found.query(query, true);
             // The queries of `every` come back with their variables.
             found.queries.truncate(before);
             for (query, names) in std::mem::take(&mut found.every) {

@@ -376,9 +376,14 @@ fn load(
             let added = engine.add_policy((*name).to_owned(), text.to_owned());
             added.map(drop).map_err(|error| syntax(name, &error.to_string()))
         };
-        let mut alone = Engine::new();
-        add(&mut alone, text)?;
-        let plain = alone.get_modules().first().and_then(|module| plain(module, text));
+        // Most modules have no such word, and need not be parsed twice.
+        let plain = if text.contains("every") {
+            let mut alone = Engine::new();
+            add(&mut alone, text)?;
+            alone.get_modules().first().and_then(|module| plain(module, text))
+        } else {
+            None
+        };
         add(&mut engine, plain.as_deref().unwrap_or(text))?;
     }
     let Checked { called, reads } = check(engine.get_modules(), &query)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use regorus::Value;
-use regorus::unstable::{AssignOp, Expr, Literal, Query, Ref};
+use regorus::unstable::{AssignOp, Expr, Literal, Query, Ref, Span};
 
 /// A path's components.
 pub(super) type Path = Vec<String>;
@@ -77,33 +77,72 @@ pub(super) fn names_of(query: &Query) -> BTreeSet<String> {
 
 /// Expressions and all that they and queries are made of, with negations or without.
 pub(super) fn all_within<'e>(
-    mut exprs: Vec<&'e Expr>,
-    mut queries: Vec<&'e Query>,
+    exprs: Vec<&'e Expr>,
+    queries: Vec<&'e Query>,
     negations: bool,
 ) -> Vec<&'e Expr> {
     let mut all = Vec::new();
+    let mut found = Found { exprs, queries, every: Vec::new() };
     loop {
-        if let Some(expr) = exprs.pop() {
+        if let Some(expr) = found.exprs.pop() {
             all.push(expr);
-            exprs.extend(parts(expr));
-            queries.extend(query_of(expr));
-        } else if let Some(query) = queries.pop() {
-            for statement in &query.stmts {
-                match &statement.literal {
-                    Literal::SomeVars { .. } => {}
-                    Literal::SomeIn { key, value, collection, .. } => {
-                        exprs.extend(key.iter().chain([value, collection]).map(AsRef::as_ref));
-                    }
-                    Literal::NotExpr { .. } if !negations => {}
-                    Literal::Expr { expr, .. } | Literal::NotExpr { expr, .. } => exprs.push(expr),
-                    Literal::Every { domain, query, .. } => {
-                        exprs.push(domain);
-                        queries.push(query);
-                    }
-                }
-            }
+            found.expr(expr);
+        } else if let Some(query) = found.queries.pop() {
+            found.query(query, negations);
         } else {
             return all;
+        }
+    }
+}
+
+/// What is still to be looked at.
+#[derive(Default)]
+pub(super) struct Found<'m> {
+    pub(super) queries: Vec<&'m Query>,
+    pub(super) exprs: Vec<&'m Expr>,
+    /// Queries of `every`, and its variables.
+    pub(super) every: Vec<(&'m Query, [Option<&'m Span>; 2])>,
+}
+
+impl<'m> Found<'m> {
+    /// The next `every`: its query, and its variables.
+    pub(super) fn next_every(
+        &mut self,
+    ) -> Option<(&'m Query, impl Iterator<Item = &'m Span> + use<'m>)> {
+        while self.every.is_empty() {
+            if let Some(expr) = self.exprs.pop() {
+                self.expr(expr);
+            } else {
+                let query = self.queries.pop()?;
+                self.query(query, true);
+            }
+        }
+        let (query, names) = self.every.pop()?;
+        Some((query, names.into_iter().flatten()))
+    }
+
+    /// What an expression is made of.
+    pub(super) fn expr(&mut self, expr: &'m Expr) {
+        self.exprs.extend(parts(expr));
+        self.queries.extend(query_of(expr));
+    }
+
+    /// What a query is made of, with negations or without.
+    pub(super) fn query(&mut self, query: &'m Query, negations: bool) {
+        for statement in &query.stmts {
+            match &statement.literal {
+                Literal::SomeVars { .. } => {}
+                Literal::NotExpr { .. } if !negations => {}
+                Literal::SomeIn { key, value, collection, .. } => {
+                    self.exprs.extend(key.iter().chain([value, collection]).map(AsRef::as_ref));
+                }
+                Literal::Expr { expr, .. } | Literal::NotExpr { expr, .. } => self.exprs.push(expr),
+                Literal::Every { key, value, domain, query, .. } => {
+                    self.exprs.push(domain);
+                    self.queries.push(query);
+                    self.every.push((query, [key.as_ref(), Some(value)]));
+                }
+            }
         }
     }
 }

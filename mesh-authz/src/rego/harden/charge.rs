@@ -5,8 +5,8 @@
 
 use regorus::Value;
 use regorus::rvm::Instruction;
-use regorus::rvm::instructions::LiteralOrRegister;
 
+use super::registers::registers;
 use super::{Pass, broken};
 use crate::rego::error::RegoLoadError;
 
@@ -205,13 +205,4 @@ impl Pass {
 
 fn is_plain(value: &Value) -> bool {
     !matches!(value, Value::Array(_) | Value::Set(_) | Value::Object(_))
-}
-
-/// The registers among the parts of a path.
-pub(super) fn registers(path: &[LiteralOrRegister]) -> Vec<u8> {
-    let register = |part: &LiteralOrRegister| match part {
-        LiteralOrRegister::Register(register) => Some(*register),
-        LiteralOrRegister::Literal(_) => None,
-    };
-    path.iter().filter_map(register).collect()
 }

@@ -6,9 +6,10 @@
 //! negation, so guards before it say what OPA finds first.
 
 use regorus::rvm::Instruction;
-use regorus::rvm::instructions::{GuardMode, LiteralOrRegister};
+use regorus::rvm::instructions::GuardMode;
 
 use super::Pass;
+use super::registers::registers;
 
 impl Pass {
     /// Before a negation.
@@ -51,7 +52,6 @@ impl Pass {
     #[expect(clippy::wildcard_enum_match_arm, reason = "others look nothing up")]
     fn path(&self, lookup: Instruction) -> (Option<u8>, Vec<u8>) {
         let data = &self.program.instruction_data;
-        let registers = |path: &[LiteralOrRegister]| super::charge::registers(path);
         match lookup {
             Instruction::Index { container, key, .. } => (Some(container), vec![key]),
             Instruction::IndexLiteral { container, .. } => (Some(container), Vec::new()),

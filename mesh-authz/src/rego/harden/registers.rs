@@ -1,6 +1,7 @@
 //! Which instruction gives which register its value.
 
 use regorus::rvm::Instruction;
+use regorus::rvm::instructions::LiteralOrRegister;
 
 use super::Pass;
 
@@ -66,4 +67,13 @@ impl Pass {
             _ => return None,
         })
     }
+}
+
+/// The registers among the parts of a path.
+pub(super) fn registers(path: &[LiteralOrRegister]) -> Vec<u8> {
+    let register = |part: &LiteralOrRegister| match part {
+        LiteralOrRegister::Register(register) => Some(*register),
+        LiteralOrRegister::Literal(_) => None,
+    };
+    path.iter().filter_map(register).collect()
 }
